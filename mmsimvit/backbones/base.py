@@ -1,0 +1,165 @@
+"""The contract that every backbone keeps."""
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..checkpoints import check_pretrained
+
+NUM_STAGES = 4
+
+
+class PyramidBackbone(BaseModule):
+    """Four stages of falling resolution; the maps named by ``out_indices`` are returned.
+
+    A subclass sets ``arch_zoo`` and, in its ``__init__``, ``self.stages``: one module for each of the first
+    ``self.num_built`` stages, which has a ``patch_embed`` and turns the previous stage's ``(B, C, H, W)`` into its own.
+    It ends its ``__init__`` with ``self.freeze()``.
+
+    Args:
+        arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.
+        patch_sizes: by how much each stage divides height and width, rounding up.
+        in_channels: channels of the input image.
+        out_indices: the stages, from 0, whose maps are returned, ascending. Later stages are not built.
+        frozen_stages: -1 freezes nothing, 0 the first patch embedding, n >= 1 the first n stages. Frozen modules have
+            no gradient and stay in eval mode.
+        drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first.
+        with_cp: recompute each block in the backward pass instead of keeping its activations.
+        init_cfg: as in mmengine. A ``Pretrained`` checkpoint must hold every parameter of the backbone, in its shape;
+            the ``backbone.`` prefix of a detector's, segmentor's or classifier's checkpoint is found without being told.
+
+    Attributes:
+        out_channels, strides: tuples, one entry for each returned map.
+
+    Raises:
+        ValueError: for an argument that names no variant, no stage or no rate.
+    """
+
+    arch_zoo: dict[str, dict] = {}
+
+    def __init__(self, arch: str | Mapping, patch_sizes: Sequence[int], in_channels: int, out_indices: Sequence[int],
+                 frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):
+        super().__init__(init_cfg)
+        self.arch = self._resolve(arch)
+        self.out_indices = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices, )
+        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices) & set(range(NUM_STAGES))):
+            raise ValueError(f'out_indices must name stages among 0, 1, 2, 3, ascending, got {out_indices}')
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES} (all), got {frozen_stages}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}')
+        self.in_channels = in_channels
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.num_built = self.out_indices[-1] + 1
+        self.out_channels = tuple(self.arch['embed_dims'][i] for i in self.out_indices)
+        strides = tuple(accumulate(patch_sizes, mul))
+        self.strides = tuple(strides[i] for i in self.out_indices)
+        self.depths = tuple(self.arch['depths'])
+        # Over all four stages, built or not, so that a backbone cut short is the beginning of the whole one.
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths), dtype=torch.float64).split(self.depths)
+        self.drop_path_rates = [stage.tolist() for stage in rates]
+
+    def _resolve(self, arch: str | Mapping) -> dict:
+        name, keys = type(self).__name__, set(next(iter(self.arch_zoo.values())))
+        if isinstance(arch, str):
+            if arch not in self.arch_zoo:
+                raise ValueError(f'{name} has no arch {arch!r}; it has {", ".join(self.arch_zoo)}, '
+                                 f'or takes a dict of {", ".join(sorted(keys))}')
+            return dict(self.arch_zoo[arch])
+        if not isinstance(arch, Mapping) or set(arch) != keys:
+            found = sorted(arch) if isinstance(arch, Mapping) else arch
+            raise ValueError(f'the arch dict of {name} must have exactly the keys {sorted(keys)}, got {found}')
+        for key, values in arch.items():
+            if len(values) != NUM_STAGES or any(int(value) != value or value < 1 for value in values):
+                raise ValueError(f'arch[{key!r}] of {name} must be {NUM_STAGES} positive whole numbers, one for each '
+                                 f'stage, got {values}')
+        for dims, heads in zip(arch['embed_dims'], arch.get('num_heads', (1, ) * NUM_STAGES)):
+            if dims % heads:
+                raise ValueError(f'each of embed_dims must be a multiple of its num_heads, got {dims} and {heads}')
+        return dict(arch)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(B, in_channels, H, W)``, any H, W >= 1 -> for each of ``out_indices`` the contiguous
+        ``(B, C, ceil(H / stride), ceil(W / stride))``."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W), '
+                             f'got {tuple(x.shape)}')
+        outs = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in self.out_indices:
+                outs.append(x.contiguous())
+        return tuple(outs)
+
+    def freeze(self) -> None:
+        """Take the frozen parameters out of training."""
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        stem = [self.stages[0].patch_embed] if self.frozen_stages == 0 else []
+        return stem + list(self.stages[:max(self.frozen_stages, 0)])
+
+    def train(self, mode: bool = True) -> 'PyramidBackbone':
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def init_weights(self) -> None:
+        """Draw the published random initialisation, then apply ``init_cfg``.
+
+        Raises:
+            CheckpointError: if a ``Pretrained`` checkpoint cannot be read or does not fit.
+        """
+        if not self._is_init:
+            self.init_random_weights()
+            for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
+                if cfg['type'] == 'Pretrained':
+                    cfg['prefix'] = check_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+        super().init_weights()
+
+    def init_random_weights(self) -> None:
+        """Draw the published random initialisation of every parameter."""
+        raise NotImplementedError
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning rate decay, and the number of depths.
+
+        The first patch embedding has depth 0, the blocks count from 1 through all stages, a later patch embedding and a
+        stage's norm count with the block before them, and what does not begin with ``prefix`` (heads) comes last.
+        """
+        num_layers = sum(self.depths) + 2
+        if not param_name.startswith(f'{prefix}stages.'):
+            return num_layers - 1, num_layers
+        stage, part, block = param_name[len(prefix):].split('.')[1:4]
+        before = sum(self.depths[:int(stage)])
+        if part == 'blocks':
+            return before + int(block) + 1, num_layers
+        return before if part == 'patch_embed' else before + self.depths[int(stage)], num_layers
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the published recipe trains without weight decay."""
+        return set()
+
+
+def pad_to_multiple(x: Tensor, size: int) -> Tensor:
+    """``(B, C, H, W)`` with zeros at the bottom and right, up to multiples of ``size``."""
+    pad = (0, -x.shape[-1] % size, 0, -x.shape[-2] % size)
+    # A traced graph must hold for sizes on both sides of this branch; padding by nothing costs a copy, so eager has it.
+    if torch.compiler.is_compiling() or any(pad):
+        return F.pad(x, pad)
+    return x
+
+
+def run_block(block: nn.Module, x: Tensor, with_cp: bool) -> Tensor:
+    """``block(x)``, recomputed in the backward pass if ``with_cp``."""
+    if with_cp and torch.is_grad_enabled():
+        return checkpoint(block, x, use_reentrant=False)
+    return block(x)

@@ -1,0 +1,183 @@
+"""SimViT: Exploring a Simple Vision Transformer with Sliding Windows (Li et al., ICME 2022, arXiv 2112.13085)."""
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import sqrt
+
+import torch.nn.functional as F
+from mmengine.model import normal_init, trunc_normal_init
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers import DropPath
+from ..ops import central_attention
+from .base import PyramidBackbone, pad_to_multiple, run_block
+
+PATCH_SIZES = (4, 2, 2, 2)
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # of blocks and outputs; patch embeddings have 1e-5
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, projected and normalised."""
+
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
+        self.norm = nn.LayerNorm(embed_dims, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, ceil(H / patch_size), ceil(W / patch_size), C)``."""
+        x = self.proj(pad_to_multiple(x, self.patch_size))
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class CentralAttention(nn.Module):
+    """Multi-head central self-attention (MCSA): each pixel attends to the window around it."""
+
+    def __init__(self, dims: int, num_heads: int, kernel_size: int, attn_drop_rate: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        self.attn_drop_rate = attn_drop_rate
+        self.q = nn.Linear(dims, dims)
+        self.kv = nn.Linear(dims, 2 * dims)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        key, value = self.kv(x).chunk(2, -1)
+        dropout_p = self.attn_drop_rate if self.training else 0.0
+        x = central_attention(self.q(x), key, value, self.num_heads, self.kernel_size, dropout_p=dropout_p)
+        return self.proj(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of every pixel to every pixel."""
+
+    def __init__(self, dims: int, num_heads: int, attn_drop_rate: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop_rate = attn_drop_rate
+        self.q = nn.Linear(dims, dims)
+        self.kv = nn.Linear(dims, 2 * dims)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        query, key, value = (y.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+                             for y in (self.q(x), *self.kv(x).chunk(2, -1)))  # (B, heads, H * W, C / heads)
+        dropout_p = self.attn_drop_rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class FFN(nn.Module):
+    """Feed-forward network with a depth-wise convolution, the only place besides the borders where position enters."""
+
+    def __init__(self, dims: int, hidden_dims: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dims, hidden_dims)
+        self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        x = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(x))
+
+
+class Block(nn.Module):
+    """Attention and FFN, each normalised before and added to its input."""
+
+    def __init__(self, attn: nn.Module, dims: int, mlp_ratio: int, drop_path: float):
+        super().__init__()
+        self.norm1 = LayerNorm(dims)
+        self.attn = attn
+        self.norm2 = LayerNorm(dims)
+        self.ffn = FFN(dims, dims * mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.ffn(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Patch embedding, blocks, and the norm whose output is both the stage's map and the next stage's input."""
+
+    def __init__(self, patch_embed: PatchEmbed, blocks: list[Block], dims: int, with_cp: bool):
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = LayerNorm(dims)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, C, ceil(H / patch_size), ceil(W / patch_size))``, channels last in memory."""
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = run_block(block, x, self.with_cp)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+@MODELS.register_module()
+class SimViT(PyramidBackbone):
+    """SimViT: central self-attention in stages 1 to 3, full self-attention in stage 4, no positional encoding.
+
+    On heights and widths that are multiples of 32 the outputs are the published model's. Other sizes are padded with
+    zeros at the bottom and right before each patch embedding, where the published code drops the remainder.
+
+    Args:
+        arch: ``micro``, ``tiny``, ``small``, ``medium``, ``large`` or ``huge``, or a dict of ``embed_dims``,
+            ``depths``, ``num_heads`` and ``mlp_ratios``, each with one number for every stage.
+        in_channels: channels of the input image.
+        kernel_size: width of the attention window in stages 1 to 3, odd; 3 in every published model.
+        attn_drop_rate: dropout on the attention weights while training.
+
+    ``out_indices``, ``frozen_stages``, ``drop_path_rate``, ``with_cp`` and ``init_cfg`` are those of
+    :class:`PyramidBackbone`, as are the outputs and the errors.
+    """
+
+    arch_zoo = {
+        'micro': dict(embed_dims=(32, 64, 160, 256), depths=(2, 3, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
+        'tiny': dict(embed_dims=(64, 128, 320, 512), depths=(2, 4, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
+        'small': dict(embed_dims=(64, 128, 320, 512), depths=(3, 6, 13, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
+        'medium': dict(embed_dims=(64, 128, 320, 512), depths=(3, 8, 30, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
+        'large': dict(embed_dims=(64, 128, 320, 512), depths=(3, 8, 40, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(4, 4, 4, 4)),
+        'huge': dict(embed_dims=(64, 128, 320, 512), depths=(3, 12, 62, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(4, 4, 4, 4)),
+    }
+
+    def __init__(self, arch: str | Mapping = 'tiny', in_channels: int = 3, kernel_size: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, drop_path_rate: float = 0.1,
+                 attn_drop_rate: float = 0.0, with_cp: bool = False, init_cfg: dict | list[dict] | None = None):
+        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size}')
+        if not 0 <= attn_drop_rate < 1:
+            raise ValueError(f'attn_drop_rate must lie in [0, 1), got {attn_drop_rate}')
+        self.stages = nn.ModuleList()
+        for index in range(self.num_built):
+            dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
+            if index < 3:
+                attention = partial(CentralAttention, dims, num_heads, kernel_size, attn_drop_rate)
+            else:
+                attention = partial(Attention, dims, num_heads, attn_drop_rate)
+            blocks = [Block(attention(), dims, mlp_ratio, rate) for rate in self.drop_path_rates[index]]
+            self.stages.append(Stage(PatchEmbed(in_channels, dims, PATCH_SIZES[index]), blocks, dims, with_cp))
+            in_channels = dims
+        self.freeze()
+
+    def init_random_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_init(module, std=0.02)
+            elif isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                normal_init(module, std=sqrt(2 / fan_out))
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the norms' parameters (published COCO 3x configurations: no decay for names with ``norm``)."""
+        return {name for name, _ in self.named_parameters() if 'norm' in name}

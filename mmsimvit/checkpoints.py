@@ -1,0 +1,180 @@
+"""Checkpoints: published parameter names -> ours, and how much of a checkpoint a backbone can use."""
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+# Where training tools put the weights; averaged weights are what published accuracies were measured with.
+WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit; the message names the file and what to do."""
+
+
+class System(NamedTuple):
+    """What the converter knows of one published system."""
+    backbone: str  # our registered name
+    source: str  # where the weights were published
+    rules: tuple[tuple[str, str | Callable], ...]  # (pattern, replacement) of re.sub, applied in order
+    dropped: str  # pattern of names that belong to no backbone
+
+
+SYSTEMS = {
+    'simvit':
+    System(
+        backbone='SimViT',
+        source='https://github.com/ucasligang/SimViT',
+        rules=(
+            (r'^(patch_embed|block|norm)([1-4])\.', lambda m: f'stages.{int(m[2]) - 1}.{m[1]}.'),
+            (r'^(stages\.\d)\.block\.', r'\1.blocks.'),
+            (r'\.attn\.(q|kv)_proj\.', r'.attn.\1.'),
+            (r'\.mlp\.', '.ffn.'),
+            (r'\.dwconv\.dwconv\.', '.dwconv.'),
+        ),
+        dropped=r'^head\.',
+    ),
+}
+
+
+def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
+    """Rename the parameters of a published checkpoint to those of our backbone.
+
+    Args:
+        system: the published system, a key of :data:`SYSTEMS`.
+        state_dict: names to tensors, or a checkpoint that holds them under ``model``, ``state_dict`` or their ``_ema``
+            forms, with or without ``module.`` and ``backbone.`` before the names. The layouts of classification (whose
+            ``head`` is dropped) and of dense prediction (whose neck and heads are dropped) are both understood.
+
+    Returns:
+        Our parameter names without prefix -> the same tensors.
+
+    Raises:
+        ValueError: for a system that is not known, or a checkpoint in which no name is that system's.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f'no system is called {system!r}; known: {", ".join(SYSTEMS)}')
+    published = strip_prefix(unwrap(state_dict))
+    converted = {}
+    for name, tensor in published.items():
+        if re.search(SYSTEMS[system].dropped, name):
+            continue
+        for pattern, replacement in SYSTEMS[system].rules:
+            name = re.sub(pattern, replacement, name)
+        converted[name] = tensor
+    if not any(name.startswith('stages.') for name in converted):
+        raise ValueError(f'no name among the {len(published)} in this state dict is one of the published {system}; '
+                         f'it begins with {list(published)[:3]}')
+    return converted
+
+
+def unwrap(checkpoint: Mapping) -> Mapping:
+    """The innermost mapping of names to tensors."""
+    while isinstance(checkpoint, Mapping):
+        inner = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
+        if inner is None:
+            return checkpoint
+        checkpoint = inner
+    raise ValueError(f'a checkpoint must be a mapping of names to tensors, got {type(checkpoint).__name__}')
+
+
+def strip_prefix(state_dict: Mapping) -> dict:
+    """Names without ``module.``; if any begins with ``backbone.``, only those, without it."""
+    names = {re.sub(r'^(module\.)+', '', name): value for name, value in state_dict.items()}
+    inside = {name.removeprefix('backbone.'): value for name, value in names.items() if name.startswith('backbone.')}
+    return inside or names
+
+
+def load_file(path: str) -> Mapping:
+    """Read a checkpoint that may come from a stranger: tensors and plain containers only, no code is run.
+
+    Raises:
+        CheckpointError: if it is missing, broken or holds anything else.
+    """
+    try:
+        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    except FileNotFoundError:
+        raise CheckpointError(f'checkpoint {path} does not exist') from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r'(?:GLOBAL|class|Unsupported \w+) ([\w.]+)', str(error))
+        raise CheckpointError(f'checkpoint {path} is refused: it holds more than tensors'
+                              f'{f" ({found[1]})" if found else ""} and could run code when loaded, or it is no '
+                              'checkpoint at all; ask whoever made it for the state dict alone') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f'checkpoint {path} cannot be read, it may have been cut short: '
+                              f'{str(error).splitlines()[0] if str(error) else type(error).__name__}') from error
+
+
+class Match(NamedTuple):
+    """How a state dict fits a module: numbers of parameters, and the names that do not fit."""
+    total: int
+    matched: int
+    missing: list[str]
+    reshaped: list[str]  # with both shapes
+    unused: list[str]
+
+    @property
+    def complete(self) -> bool:
+        return self.matched == self.total and not self.unused
+
+    def problems(self) -> str:
+        """One line that names at most three of each kind."""
+        kinds = (('missing', self.missing), ('of another shape', self.reshaped), ('not used', self.unused))
+        return '; '.join(f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
+                         for kind, names in kinds if names)
+
+
+def match(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
+    """Compare the names and shapes of a module with those of a state dict."""
+    ours = module.state_dict()
+    missing = [name for name in ours if name not in state_dict]
+    reshaped = [f'{name}: {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in ours.items()
+                if name in state_dict and state_dict[name].shape != tensor.shape]
+    unused = [name for name in state_dict if name not in ours]
+    return Match(len(ours), len(ours) - len(missing) - len(reshaped), missing, reshaped, unused)
+
+
+def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match]:
+    """The published variant that a converted state dict fits best, and how it fits."""
+    backbone = MODELS.get(SYSTEMS[system].backbone)
+    with torch.device('meta'):
+        matches = {arch: match(backbone(arch), state_dict) for arch in backbone.arch_zoo}
+    return min(matches.items(), key=lambda item: len(item[1].missing) + len(item[1].reshaped) + len(item[1].unused))
+
+
+def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) -> str | None:
+    """Make sure that a checkpoint holds every parameter of a backbone, before mmengine's lenient loading of it.
+
+    Returns:
+        The prefix of the backbone's names in the file.
+
+    Raises:
+        CheckpointError: if it does not; the message says how to convert a published checkpoint, or to do without.
+    """
+    name = type(backbone).__name__
+    advice = 'to start from random weights instead: --cfg-options model.backbone.init_cfg=None'
+    for system, known in SYSTEMS.items():
+        if known.backbone == name:
+            advice = (f'published weights: {known.source}, converted with python tools/convert_checkpoint.py '
+                      f'SRC {path} --system {system}; {advice}')
+    try:
+        state_dict = unwrap(load_file(path))
+    except CheckpointError as error:
+        raise CheckpointError(f'{error}; {advice}') from error
+    names = [re.sub(r'^module\.', '', key) for key in state_dict]
+    if prefix is None and any(key.startswith('backbone.') for key in names):
+        prefix = 'backbone.'
+    state_dict = {key.removeprefix(prefix or ''): value for key, value in zip(names, state_dict.values())
+                  if key.startswith(prefix or '')}
+    # What lies beyond the last built stage is rightly left unused; a surplus block within one means another variant.
+    built = tuple(f'stages.{index}.' for index in range(backbone.num_built))
+    found = match(backbone, {key: value for key, value in state_dict.items() if key.startswith(built)})
+    if not found.complete:
+        raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of {name}: '
+                              f'{found.problems()}; {advice}')
+    return prefix
