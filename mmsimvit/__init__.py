@@ -4,6 +4,10 @@ Importing this package registers everything in it with mmengine's root registrie
 """
 from .backbones import PyramidBackbone, SimViT
 from .checkpoints import CheckpointError, convert_state_dict
+from .datasets import DataError, generate_shapes
+from .engine import allow_training_checkpoints
+
+allow_training_checkpoints()
 
 __version__ = '0.1.0'
-__all__ = ['CheckpointError', 'PyramidBackbone', 'SimViT', 'convert_state_dict']
+__all__ = ['CheckpointError', 'DataError', 'PyramidBackbone', 'SimViT', 'convert_state_dict', 'generate_shapes']

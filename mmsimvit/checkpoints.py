@@ -83,9 +83,14 @@ def unwrap(checkpoint: Mapping) -> Mapping:
     raise ValueError(f'a checkpoint must be a mapping of names to tensors, got {type(checkpoint).__name__}')
 
 
+def strip_module(state_dict: Mapping) -> dict:
+    """Names without the ``module.`` that data-parallel wrappers put before them."""
+    return {re.sub(r'^(module\.)+', '', name): value for name, value in state_dict.items()}
+
+
 def strip_prefix(state_dict: Mapping) -> dict:
     """Names without ``module.``; if any begins with ``backbone.``, only those, without it."""
-    names = {re.sub(r'^(module\.)+', '', name): value for name, value in state_dict.items()}
+    names = strip_module(state_dict)
     inside = {name.removeprefix('backbone.'): value for name, value in names.items() if name.startswith('backbone.')}
     return inside or names
 
@@ -156,25 +161,24 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
     Raises:
         CheckpointError: if it does not; the message says how to convert a published checkpoint, or to do without.
     """
-    name = type(backbone).__name__
+    backbone_name = type(backbone).__name__
     advice = 'to start from random weights instead: --cfg-options model.backbone.init_cfg=None'
     for system, known in SYSTEMS.items():
-        if known.backbone == name:
+        if known.backbone == backbone_name:
             advice = (f'published weights: {known.source}, converted with python tools/convert_checkpoint.py '
                       f'SRC {path} --system {system}; {advice}')
     try:
-        state_dict = unwrap(load_file(path))
+        state_dict = strip_module(unwrap(load_file(path)))
     except CheckpointError as error:
         raise CheckpointError(f'{error}; {advice}') from error
-    names = [re.sub(r'^module\.', '', key) for key in state_dict]
-    if prefix is None and any(key.startswith('backbone.') for key in names):
+    if prefix is None and any(name.startswith('backbone.') for name in state_dict):
         prefix = 'backbone.'
-    state_dict = {key.removeprefix(prefix or ''): value for key, value in zip(names, state_dict.values())
+    state_dict = {key.removeprefix(prefix or ''): value for key, value in state_dict.items()
                   if key.startswith(prefix or '')}
     # What lies beyond the last built stage is rightly left unused; a surplus block within one means another variant.
     built = tuple(f'stages.{index}.' for index in range(backbone.num_built))
     found = match(backbone, {key: value for key, value in state_dict.items() if key.startswith(built)})
     if not found.complete:
-        raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of {name}: '
+        raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of {backbone_name}: '
                               f'{found.problems()}; {advice}')
     return prefix

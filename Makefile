@@ -1,0 +1,17 @@
+PYTHON ?= python3
+
+.PHONY: help setup test demo
+help:
+	@echo 'make demo   set up, train Mask R-CNN on SimViT for minutes on generated images, show what it learnt'
+	@echo 'make test   set up, run the tests and the linter'
+	@echo 'make setup  set up .venv alone'
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+test: setup
+	.venv/bin/python -m pytest
+	.venv/bin/python -m ruff check .
+
+demo: setup
+	.venv/bin/python tools/demo.py

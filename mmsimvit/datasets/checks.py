@@ -1,0 +1,91 @@
+"""Look at a config's data before a run, for what would otherwise end in a worker's stack trace, or in silence."""
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+
+from .errors import DataError
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Check the files that a config's dataloaders name: folders, images, and COCO annotations with their classes.
+
+    Only local files of datasets with ``ann_file`` or ``data_prefix`` are looked at; images are not decoded.
+
+    Args:
+        cfg: a whole config.
+        splits: which of ``train``, ``val`` and ``test`` the run will use.
+
+    Raises:
+        DataError: naming the file and what to do.
+    """
+    checked = []
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        for dataset in _leaf_datasets(loader['dataset']) if loader else ():
+            if dataset not in checked and not dataset.get('backend_args'):
+                _check_dataset(dataset)
+                checked.append(dataset)
+
+
+def _leaf_datasets(dataset: dict) -> Iterator[dict]:
+    """The datasets inside wrappers; a generated one makes its own files."""
+    if dataset['type'] in ('Shapes', 'mmsimvit.Shapes'):
+        return
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if inner is None:
+        yield dataset
+    for part in inner if isinstance(inner, (list, tuple)) else [inner] if inner else []:
+        yield from _leaf_datasets(part)
+
+
+def _check_dataset(dataset: dict) -> None:
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    folders = {kind: Path(root, path) for kind, path in (prefix if isinstance(prefix, dict) else {'img': prefix}).items()}
+    for folder in folders.values():
+        if not folder.is_dir():
+            raise DataError(f'folder {folder} does not exist; put the data there, or change data_root in the config')
+        if next(folder.iterdir(), None) is None:
+            raise DataError(f'folder {folder} is empty; put the data there, or change data_root in the config')
+    if 'Coco' in str(dataset['type']) and dataset.get('ann_file'):
+        with_mask = any(step.get('with_mask') for step in dataset.get('pipeline', ()))
+        images = folders.get('img', Path(root))
+        _check_coco(Path(root, dataset['ann_file']), images, (dataset.get('metainfo') or {}).get('classes'), with_mask)
+
+
+def _check_coco(path: Path, images: Path, classes: tuple[str, ...] | None, with_mask: bool) -> None:
+    try:
+        with open(path, encoding='utf-8') as file:
+            coco = json.load(file)
+    except FileNotFoundError:
+        raise DataError(f'annotation file {path} does not exist; put it there, or change ann_file in the config') from None
+    except ValueError as error:
+        raise DataError(f'annotation file {path} is no JSON ({error}); is it cut short?') from error
+    missing = [key for key in ('images', 'annotations', 'categories')
+               if not isinstance(coco, dict) or not isinstance(coco.get(key), list)]
+    if missing:
+        raise DataError(f'annotation file {path} is not in COCO format: it has no list of {", ".join(missing)}')
+    if not coco['images']:
+        raise DataError(f'annotation file {path} lists no images; nothing could be trained or evaluated on it')
+    names = [category['name'] for category in coco['categories']]
+    if isinstance(classes, str):
+        raise DataError(f'classes is the text {classes!r} and would be read letter by letter; write ({classes!r}, )')
+    unknown = [name for name in classes or () if name not in names]
+    if unknown:
+        raise DataError(f'no category of {path} is called {", ".join(map(repr, unknown))}; it has '
+                        f'{", ".join(map(repr, names))}: change classes in the config')
+    if classes and list(classes) != [name for name in names if name in classes]:
+        # MMDetection numbers classes in the order of the file, whatever the order of the config.
+        raise DataError(f'the classes {tuple(classes)} are in another order than in {path}, and names would be '
+                        f'swapped; write them as {tuple(name for name in names if name in classes)}')
+    if with_mask:
+        bare = next((item for item in coco['annotations'] if not item.get('segmentation')), None)
+        if bare is not None:
+            raise DataError(f'annotation {bare.get("id")} of {path} has no segmentation, but the pipeline loads masks; '
+                            'use a detector without mask head, such as RetinaNet, or annotations with masks')
+    lost = [image['file_name'] for image in coco['images'] if not (images / image['file_name']).is_file()]
+    if lost:
+        raise DataError(f'image {images / lost[0]} of {path} does not exist ({len(lost)} of {len(coco["images"])} are '
+                        'missing); put it there, or change data_prefix in the config')

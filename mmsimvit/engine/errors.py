@@ -1,0 +1,44 @@
+import os
+import pickle
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..checkpoints import CheckpointError
+from ..datasets import DataError
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a command line with one line, not a stack trace, for what is wrong with a user's files.
+
+    The environment variable ``MMSIMVIT_TRACEBACK=1`` brings the stack trace back.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get('MMSIMVIT_TRACEBACK') == '1':
+            raise
+        sys.exit(f'error: {message}')
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error that comes from a user's files, None for any other.
+
+    An error in a data-loading worker arrives with the worker's stack trace as its text; its last line counts.
+    """
+    last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ''
+    unreadable = re.search(r'failed to load image: (.+)', last_line)  # mmcv.transforms.LoadImageFromFile
+    if unreadable:
+        return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
+    if isinstance(error, (CheckpointError, DataError)):
+        return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
+    if isinstance(error, FileNotFoundError):
+        path = re.search(r"'(.+)'", last_line)
+        return f'{path[1] if path else last_line} does not exist; is the path in the config, or on the command line, right?'
+    if isinstance(error, pickle.UnpicklingError):
+        return ('the checkpoint is refused: it holds more than tensors and training state and could run code when '
+                'loaded, or it is no checkpoint at all')
+    return None

@@ -1,0 +1,24 @@
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+from ..checkpoints import CheckpointError, match, strip_module, unwrap
+
+
+@HOOKS.register_module()
+class CheckpointMatchHook(Hook):
+    """Refuse a checkpoint that gives nothing to the model, which mmengine would only warn of; report a partial one.
+
+    Raises:
+        CheckpointError: if no parameter of the model is in the checkpoint in its shape.
+    """
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        found = match(model, strip_module(unwrap(checkpoint)))
+        if found.matched == 0:
+            raise CheckpointError(f'checkpoint {runner._load_from} gives none of the {found.total} parameters of '
+                                  f'{type(model).__name__}: {found.problems()}; is it of this config?')
+        log = runner.logger.info if found.complete else runner.logger.warning
+        log(f'the checkpoint gives {found.matched} of {found.total} parameters'
+            f'{"" if found.complete else "; " + found.problems()}')

@@ -1,0 +1,100 @@
+"""Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
+import argparse
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import METRICS
+from mmengine.runner import Runner
+
+from .checkpoints import CheckpointError
+from .datasets import check_data
+from .engine.errors import one_line_errors
+from .engine.launch import add_common_arguments, load_config
+from .engine.resume import is_whole
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions, in a folder under the work dir')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation, where the library has it')
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config to test.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing or cut short.
+        SystemExit: for an option that the config does not support.
+    """
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    if '://' not in args.checkpoint and not is_whole(args.checkpoint):
+        raise CheckpointError(f'checkpoint {args.checkpoint} does not exist or was cut short')
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        raise SystemExit(f'error: --out writes a pickle file, so its name must end in .pkl or .pickle, got {args.out}')
+    if args.show_dir is not None:
+        _draw(cfg, args)
+    if args.tta:
+        _augment(cfg, args)
+    return cfg
+
+
+def _draw(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise SystemExit(f'error: --show-dir needs a visualization hook, and {args.config} has none among default_hooks')
+    if cfg.default_scope == 'mmpretrain':
+        hook.update(enable=True, out_dir=args.show_dir)
+    elif cfg.default_scope == 'mmdet':
+        hook.update(draw=True, test_out_dir=args.show_dir)
+    else:
+        hook.update(draw=True)
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def _augment(cfg: Config, args: argparse.Namespace) -> None:
+    """Wrap model and pipeline for test-time augmentation; flipping where the config does not say."""
+    if cfg.default_scope == 'mmdet' and cfg.model.get('roi_head', {}).get('mask_head'):
+        raise SystemExit('error: MMDetection merges augmented boxes but not masks; --tta is for detectors without masks')
+    if cfg.default_scope == 'mmdet':
+        cfg.setdefault('tta_model', ConfigDict(
+            type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    elif cfg.default_scope == 'mmpretrain':
+        cfg.setdefault('tta_model', ConfigDict(type='AverageClsScoreTTA'))
+    else:
+        cfg.setdefault('tta_model', ConfigDict(type='SegTTAModel'))
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        load = [step for step in dataset.pipeline if step.type == 'LoadImageFromFile']
+        rest = [step for step in dataset.pipeline[:-1] if step.type != 'LoadImageFromFile']
+        pack = deepcopy(dataset.pipeline[-1])
+        if cfg.default_scope == 'mmdet':
+            pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        flips = [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)]
+        cfg.tta_pipeline = [*load, dict(type='TestTimeAug', transforms=[*([step] for step in rest), flips, [pack]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Evaluate, and give the metrics."""
+    args = parse_args(argv)
+    with one_line_errors():
+        cfg = configure(args)
+        check_data(cfg, ('test', ))
+        runner = Runner.from_cfg(cfg)
+        if args.out is not None:
+            kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+            runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
+        return runner.test()
+
+
+if __name__ == '__main__':
+    main()

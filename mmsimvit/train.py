@@ -1,0 +1,73 @@
+"""Train a detector, segmentor or classifier from its config."""
+import argparse
+
+import torch
+from mmengine.config import Config
+from mmengine.device import is_cuda_available, is_npu_available
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from .checkpoints import CheckpointError
+from .datasets import check_data
+from .engine import find_whole_checkpoint
+from .engine.errors import one_line_errors
+from .engine.launch import add_common_arguments, load_config
+from .engine.resume import is_whole
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
+                        help='go on from a checkpoint; without its name, from the last whole one in the work dir, or '
+                        'from the beginning if there is none')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision; needs a GPU')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate with the batch size, from auto_scale_lr.base_batch_size')
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config to train.
+
+    Raises:
+        CheckpointError: if the checkpoint to resume from is missing or cut short.
+        SystemExit: for an option that this machine or config does not support.
+    """
+    cfg = load_config(args)
+    if args.amp:
+        if not (is_cuda_available() or is_npu_available()):
+            raise SystemExit('error: --amp needs a GPU, and none was found; train without it')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
+                             'have; add auto_scale_lr=dict(base_batch_size=...), the batch size that its rate is for')
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto':
+        checkpoint = find_whole_checkpoint(cfg.work_dir)
+        if checkpoint is None:
+            print_log(f'nothing to resume from in {cfg.work_dir}: training starts from the beginning')
+        else:
+            cfg.resume, cfg.load_from = True, checkpoint
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
+        if '://' not in args.resume and not is_whole(args.resume):
+            raise CheckpointError(f'checkpoint {args.resume} does not exist or was cut short; --resume without a name '
+                                  'takes the last whole one in the work dir')
+    return cfg
+
+
+def main(argv: list[str] | None = None) -> torch.nn.Module:
+    """Train, and give the trained model."""
+    args = parse_args(argv)
+    with one_line_errors():
+        cfg = configure(args)
+        check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train', ))
+        return Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,226 @@
+"""What every backbone must do. A new backbone adds a row to BACKBONES."""
+from functools import partial
+from itertools import combinations
+from math import ceil
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmsimvit import SimViT
+
+# A small variant of each, and the depths of its parameters' layers.
+BACKBONES = {
+    'SimViT': (
+        partial(SimViT, dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2))),
+        {'stages.0.patch_embed.proj.weight': 0, 'stages.0.blocks.0.attn.q.bias': 1, 'stages.0.norm.weight': 1,
+         'stages.1.patch_embed.norm.bias': 1, 'stages.1.blocks.0.norm1.weight': 2, 'stages.1.blocks.1.ffn.fc1.weight': 3,
+         'stages.3.blocks.0.attn.kv.weight': 5, 'stages.3.norm.bias': 5}),
+}
+SUBSETS = [subset for count in range(1, 5) for subset in combinations(range(4), count)]
+
+all_backbones = pytest.mark.parametrize('build', [row[0] for row in BACKBONES.values()], ids=list(BACKBONES))
+
+
+def image(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@all_backbones
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (31, 33), (32, 32), (112, 137), (800, 1333)])
+def test_any_size_gives_maps_rounded_up(build, size):
+    model = build().eval()
+    with torch.no_grad():
+        outs = model(image(2, 3, *size))
+    assert [tuple(out.shape) for out in outs] == [
+        (2, channels, ceil(size[0] / stride), ceil(size[1] / stride))
+        for channels, stride in zip(model.out_channels, model.strides, strict=True)]
+    assert all(out.is_contiguous() and out.isfinite().all() for out in outs)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_published_variants_take_large_images(name):
+    backbone = MODELS.get(name)
+    for arch in backbone.arch_zoo:
+        with torch.device('meta'):
+            model = backbone(arch)
+            outs = model(torch.empty(1, 3, 800, 1333))
+        assert [out.shape[2:] for out in outs] == [(200, 334), (100, 167), (50, 84), (25, 42)]
+        assert tuple(out.shape[1] for out in outs) == model.out_channels == tuple(backbone.arch_zoo[arch]['embed_dims'])
+        assert model.strides == (4, 8, 16, 32)
+
+
+@all_backbones
+def test_padding_is_at_the_bottom_and_right(build):
+    model = build().double().eval()
+    x = image(1, 3, 60, 90).double()
+    padded = torch.nn.functional.pad(x, (0, 2, 0, 0))  # the first patches are whole with 92 columns
+    for a, b in zip(model(x), model(padded), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@all_backbones
+@pytest.mark.parametrize('out_indices', SUBSETS, ids=str)
+def test_every_parameter_has_a_gradient(build, out_indices):
+    model = build(out_indices=out_indices)
+    torch.manual_seed(0)
+    outs = model(image(1, 3, 64, 64))
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    assert len(outs) == len(out_indices) == len(model.out_channels) == len(model.strides)
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@all_backbones
+def test_a_subset_gives_the_maps_of_the_whole(build):
+    whole = build().eval()
+    x = image(1, 3, 64, 96)
+    for out_indices in SUBSETS:
+        part = build(out_indices=out_indices).eval()
+        part.load_state_dict(whole.state_dict(), strict=False)
+        for index, out in zip(out_indices, part(x), strict=True):
+            assert torch.equal(out, whole(x)[index])
+
+
+@all_backbones
+def test_recomputation_changes_nothing(build):
+    x = image(2, 3, 64, 64)
+    results = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = build(with_cp=with_cp, drop_path_rate=0.3).double()
+        torch.manual_seed(1)
+        outs = model(x.double())
+        sum(out.square().sum() for out in outs).backward()
+        results.append([*outs, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@all_backbones
+def test_recomputation_saves_activations(build):
+    saved = []
+    for with_cp in (False, True):
+        sizes = []
+        model = build(with_cp=with_cp)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            model(image(1, 3, 64, 64))
+        saved.append(sum(sizes))
+    assert saved[1] < 0.5 * saved[0]
+
+
+@all_backbones
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_stages(build, frozen_stages):
+    model = build(frozen_stages=frozen_stages, drop_path_rate=0.5, with_cp=frozen_stages % 2 == 0)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    prefixes = tuple(f'stages.{index}.' for index in range(frozen_stages)) or (
+        ('stages.0.patch_embed.', ) if frozen_stages == 0 else ('nothing', ))
+    model.train()
+    for name, module in model.named_modules():
+        if name.startswith('stages.'):
+            assert module.training != f'{name}.'.startswith(prefixes), name
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    outs = model(image(2, 3, 64, 64))
+    if frozen_stages < 4:
+        sum(out.square().sum() for out in outs).backward()
+        optimizer.step()
+    else:
+        assert not any(out.requires_grad for out in outs)
+    for name, p in model.named_parameters():
+        frozen = name.startswith(prefixes)
+        assert p.requires_grad != frozen
+        assert torch.equal(p, before[name]) == frozen or (frozen_stages < 4 and not frozen and p.grad is not None), name
+
+
+@all_backbones
+def test_autocast_bfloat16_is_finite_and_near(build):
+    torch.manual_seed(0)
+    model = build(drop_path_rate=0.0)
+    x = image(1, 3, 96, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        outs = model(x)
+    sum(out.float().square().mean() for out in outs).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    for low, high in zip(outs, model(x), strict=True):
+        assert (low - high).abs().max() < 0.15 * high.std()
+
+
+@all_backbones
+def test_traces_hold_for_other_sizes(build):
+    model = build().eval()
+    dims = {2: torch.export.Dim('height', min=33, max=2048), 3: torch.export.Dim('width', min=33, max=2048)}
+    exported = torch.export.export(model, (image(2, 3, 66, 97), ), dynamic_shapes=(dims, )).module()
+    for size in ((64, 64), (71, 130), (128, 35)):
+        for a, b in zip(exported(image(2, 3, *size)), model(image(2, 3, *size)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@all_backbones
+def test_compiles_to_one_graph_for_any_size(build):
+    torch.manual_seed(0)
+    model = build().eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
+    for size in ((64, 64), (71, 130), (128, 35)):
+        for a, b in zip(compiled(image(2, 3, *size)), model(image(2, 3, *size)), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_layer_depths(name):
+    build, depths = BACKBONES[name]
+    model = build()
+    num_layers = 7  # stem, five blocks, head
+    for parameter, depth in depths.items():
+        assert parameter in dict(model.named_parameters())
+        assert model.get_layer_depth(parameter) == (depth, num_layers)
+        assert model.get_layer_depth(f'backbone.{parameter}', prefix='backbone.') == (depth, num_layers)
+    assert model.get_layer_depth('roi_head.fc.weight', prefix='backbone.') == (num_layers - 1, num_layers)
+    found = {model.get_layer_depth(parameter)[0] for parameter, _ in model.named_parameters()}
+    assert found == set(range(num_layers - 1))
+
+
+@all_backbones
+def test_no_weight_decay_names_the_norms(build):
+    model = build()
+    norms = {f'{name}.{p}' for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)
+             for p in ('weight', 'bias')}
+    assert model.no_weight_decay() == norms
+
+
+@all_backbones
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (dict(out_indices=()), 'out_indices must name stages'),
+    (dict(out_indices=(4, )), r'out_indices.*got \(4,\)'),
+    (dict(out_indices=(2, 1)), r'ascending, got \(2, 1\)'),
+    (dict(frozen_stages=5), 'frozen_stages must be from -1.*got 5'),
+    (dict(drop_path_rate=1.0), r'drop_path_rate must lie in \[0, 1\), got 1.0'),
+])
+def test_refuses_bad_arguments(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_refuses_bad_archs(name):
+    backbone = MODELS.get(name)
+    good = dict(next(iter(backbone.arch_zoo.values())))
+    with pytest.raises(ValueError, match=f"{name} has no arch 'gigantic'; it has .*{next(iter(backbone.arch_zoo))}"):
+        backbone('gigantic')
+    with pytest.raises(ValueError, match='must have exactly the keys.*depths'):
+        backbone({key: value for key, value in good.items() if key != 'depths'})
+    with pytest.raises(ValueError, match=r"arch\['depths'\] of .* must be 4 positive whole numbers.*got \(2, 2\)"):
+        backbone({**good, 'depths': (2, 2)})
+    with pytest.raises(ValueError, match='multiple of its num_heads, got 33 and 2'):
+        backbone({**good, 'embed_dims': (32, 33, 160, 256), 'num_heads': (1, 2, 5, 8)})
+
+
+@all_backbones
+@pytest.mark.parametrize('shape', [(1, 4, 32, 32), (3, 32, 32)])
+def test_refuses_other_images(build, shape):
+    with pytest.raises(ValueError, match=r'takes images of shape \(B, 3, H, W\), got'):
+        build()(torch.zeros(shape))
+
+
+@all_backbones
+def test_other_input_channels(build):
+    assert build(in_channels=5)(image(1, 5, 32, 32))[0].shape[2:] == (8, 8)

@@ -1,0 +1,87 @@
+"""What is SimViT's own; tests/backbones/test_contract.py holds what every backbone must do."""
+import pytest
+import torch
+
+from mmsimvit import SimViT, convert_state_dict
+from tests import golden
+
+GOLDEN = golden.load('simvit')
+PARAMETERS = dict(micro=3_075_680, tiny=12_479_808, small=28_878_592, medium=50_736_704, large=61_993_920,
+                  huge=90_214_208)  # of the published dense backbones
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=['float64', 'float32'])
+@pytest.mark.parametrize('arch', GOLDEN['variants'])
+def test_gives_the_published_numbers(arch, dtype, tolerance):
+    variant = GOLDEN['variants'][arch]
+    model = SimViT(arch).to(dtype).eval()
+    model.load_state_dict(convert_state_dict('simvit', golden.state_dict(variant)))
+    for case in variant['cases']:
+        outputs = model(golden.image(case['input']).to(dtype))
+        errors = [golden.error(output, expected) for output, expected in zip(outputs, case['outputs'], strict=True)]
+        assert max(errors) < tolerance
+
+
+@pytest.mark.parametrize('arch', PARAMETERS)
+def test_parameter_counts_are_the_published(arch):
+    with torch.device('meta'):
+        model = SimViT(arch)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch] == GOLDEN['variants'][arch]['parameters']
+
+
+def test_initialisation_is_the_published():
+    torch.manual_seed(0)
+    model = SimViT('micro')
+    model.init_weights()
+    fc = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, torch.nn.Linear)])
+    assert fc.std().item() == pytest.approx(0.02, rel=0.01)
+    block = model.stages[0].blocks[0]
+    assert block.ffn.dwconv.weight.std().item() == pytest.approx((2 / 9)**0.5, rel=0.05)  # 3 x 3, one filter a group
+    assert model.stages[1].patch_embed.proj.weight.std().item() == pytest.approx((2 / (4 * 64))**0.5, rel=0.05)
+    assert all((p == 0).all() for name, p in model.named_parameters() if name.endswith('bias'))
+    assert all((p == 1).all() for name, p in model.named_parameters() if 'norm' in name and name.endswith('weight'))
+
+
+def test_two_kinds_of_eps():
+    eps = {name: m.eps for name, m in SimViT('micro').named_modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert {value for name, value in eps.items() if 'patch_embed' in name} == {1e-5}
+    assert {value for name, value in eps.items() if 'patch_embed' not in name} == {1e-6}
+
+
+@pytest.mark.parametrize('kernel_size', [1, 5, 7])
+def test_other_windows_reach_as_far_as_they_say(kernel_size):
+    """One block without its convolution: the output changes where the window around a changed pixel reaches."""
+    model = SimViT(dict(embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), mlp_ratios=(1, 1, 1, 1)),
+                   kernel_size=kernel_size, out_indices=(0, )).eval()
+    torch.nn.init.zeros_(model.stages[0].blocks[0].ffn.fc2.weight)
+    x = torch.randn(1, 3, 60, 60, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[..., 28:32, 28:32] += torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    rows, cols = torch.nonzero((model(x)[0] != model(changed)[0]).any(1)[0], as_tuple=True)
+    reach = kernel_size // 2
+    assert (rows.min(), rows.max(), cols.min(), cols.max()) == (7 - reach, 7 + reach, 7 - reach, 7 + reach)
+
+
+def test_attention_dropout_is_for_training_only():
+    model = SimViT('micro', attn_drop_rate=0.5, drop_path_rate=0.0)
+    x = torch.randn(1, 3, 64, 64)
+    assert not torch.equal(model(x)[0], model(x)[0])
+    model.eval()
+    assert torch.equal(model(x)[0], model(x)[0])
+
+
+def test_drop_path_rates_grow_linearly_from_zero():
+    model = SimViT('micro', drop_path_rate=0.18)
+    rates = [block.drop_path.drop_prob for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.02 * index for index in range(10)])
+    cut = SimViT('micro', drop_path_rate=0.18, out_indices=(1, ))
+    assert [block.drop_path.drop_prob for stage in cut.stages for block in stage.blocks] == rates[:5]
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (dict(kernel_size=2), 'kernel_size must be odd.*got 2'),
+    (dict(attn_drop_rate=1.5), 'attn_drop_rate must lie in.*got 1.5'),
+])
+def test_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SimViT('micro', **arguments)

@@ -1,0 +1,50 @@
+"""Convert a published checkpoint to a backbone file that init_cfg=dict(type='Pretrained', checkpoint=DST) loads."""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from mmsimvit.checkpoints import SYSTEMS, CheckpointError, convert_state_dict, find_arch, load_file
+from mmsimvit.engine.errors import one_line_errors
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help='published checkpoint of a classifier or detector')
+    parser.add_argument('dst', help='file to write')
+    parser.add_argument('--system', required=True, choices=list(SYSTEMS), help='the system it was published for')
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        convert(args.src, args.dst, args.system)
+
+
+def convert(src: str, dst: str, system: str) -> None:
+    """Write ``dst`` if ``src`` has every parameter of one published variant and no other.
+
+    Raises:
+        CheckpointError: otherwise.
+    """
+    try:
+        state_dict = convert_state_dict(system, load_file(src))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f'{src}: {error}') from error
+    arch, found = find_arch(system, state_dict)
+    print(f'{src}: {found.matched} of {found.total} parameters of {SYSTEMS[system].backbone} {arch} matched')
+    if not found.complete:
+        raise CheckpointError(f'{src} is no published {system}; nearest to it is {arch}: {found.problems()}')
+    unfinished = Path(f'{dst}.{os.getpid()}.unfinished')
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(dict(state_dict=state_dict, meta=dict(system=system, arch=arch)), unfinished)
+        unfinished.replace(dst)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    print(f'written to {dst}: init_cfg=dict(type=\'Pretrained\', checkpoint={dst!r})')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
