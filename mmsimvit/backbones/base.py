@@ -1,8 +1,9 @@
 """The contract that every backbone keeps."""
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import mul
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -62,8 +63,8 @@ class PyramidBackbone(BaseModule):
         self.strides = tuple(strides[i] for i in self.out_indices)
         self.depths = tuple(self.arch['depths'])
         # Over all four stages, built or not, so that a backbone cut short is the beginning of the whole one.
-        rates = torch.linspace(0, drop_path_rate, sum(self.depths), dtype=torch.float64).split(self.depths)
-        self.drop_path_rates = [stage.tolist() for stage in rates]
+        rates = iter(np.linspace(0, drop_path_rate, sum(self.depths)).tolist())
+        self.drop_path_rates = [list(islice(rates, depth)) for depth in self.depths]
 
     def _resolve(self, arch: str | Mapping) -> dict:
         name, keys = type(self).__name__, set(next(iter(self.arch_zoo.values())))
@@ -149,12 +150,14 @@ class PyramidBackbone(BaseModule):
         return set()
 
 
-def pad_to_multiple(x: Tensor, size: int) -> Tensor:
-    """``(B, C, H, W)`` with zeros at the bottom and right, up to multiples of ``size``."""
-    pad = (0, -x.shape[-1] % size, 0, -x.shape[-2] % size)
-    # A traced graph must hold for sizes on both sides of this branch; padding by nothing costs a copy, so eager has it.
-    if torch.compiler.is_compiling() or any(pad):
-        return F.pad(x, pad)
+def pad_for_patches(x: Tensor, size: int) -> Tensor:
+    """``(B, C, H, W)`` with so many zeros at the bottom and right that non-overlapping patches of ``size`` miss no pixel.
+
+    Patches that would lie in the padding alone do not fit, so that a convolution gives ``ceil(H / size)`` rows.
+    """
+    # A traced graph must hold for sizes on both sides of this branch; eager is spared the copy where it can be.
+    if torch.compiler.is_compiling() or x.shape[-2] % size or x.shape[-1] % size:
+        return F.pad(x, (0, size - 1, 0, size - 1))
     return x
 
 

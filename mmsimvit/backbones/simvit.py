@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import DropPath
 from ..ops import central_attention
-from .base import PyramidBackbone, pad_to_multiple, run_block
+from .base import PyramidBackbone, pad_for_patches, run_block
 
 PATCH_SIZES = (4, 2, 2, 2)
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # of blocks and outputs; patch embeddings have 1e-5
@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / patch_size), ceil(W / patch_size), C)``."""
-        x = self.proj(pad_to_multiple(x, self.patch_size))
+        x = self.proj(pad_for_patches(x, self.patch_size))
         return self.norm(x.permute(0, 2, 3, 1))
 
 

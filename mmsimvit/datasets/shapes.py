@@ -24,6 +24,7 @@ from .errors import DataError
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 SPLITS = ('training', 'validation')
+SETTINGS = ('num_training', 'num_validation', 'image_size', 'seed')
 VERSION = 1  # of the pixels; a change of the renderer must raise it
 
 SUBPIXELS = 16
@@ -83,10 +84,15 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
 
 
 @DATASETS.register_module(name='Shapes')
-def shapes(dataset: dict, root: str, **settings):
-    """A dataset on generated images: ``dataset`` is built after :func:`generate_shapes` made sure they are there."""
+def shapes(dataset: dict, root: str, **options):
+    """A dataset on generated images: ``dataset`` is built after :func:`generate_shapes` made sure that they are there.
+
+    ``options`` are settings of :func:`generate_shapes`; any other goes to ``dataset``, as ``lazy_init`` does that
+    MMDetection's inference adds.
+    """
+    settings = {name: options.pop(name) for name in SETTINGS if name in options}
     generate_shapes(root, **settings)
-    return DATASETS.build(dataset)
+    return DATASETS.build({**dataset, **options})
 
 
 def _is_there(root: Path, settings: dict) -> bool:
@@ -131,7 +137,7 @@ def _write(root: Path, settings: dict, progress: Progress) -> None:
 
 
 def draw_scene(random: np.random.RandomState, size: int) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
-    """An image with one to six shapes, later ones in front.
+    """An image with one to five shapes, later ones in front.
 
     Returns:
         The image, ``(size, size, 3)`` uint8; each object's label, an index into :data:`CLASSES`; and its visible
@@ -139,9 +145,9 @@ def draw_scene(random: np.random.RandomState, size: int) -> tuple[np.ndarray, li
     """
     image = _background(random, size)
     labels, masks, areas = [], [], []
-    # An octave of radii is as likely as another: a 14th to a 7th of the image, twice that, and up to a third.
-    octaves = [size * SUBPIXELS // 14 << random.randint(3) for _ in range(random.randint(1, 7))]
-    radii = [min(low + random.randint(low), size * SUBPIXELS // 3) for low in octaves]
+    # Each octave of radii is as likely: from a 12th of the image to a 6th, and on to a third.
+    octaves = [size * SUBPIXELS // 12 << random.randint(2) for _ in range(random.randint(1, 6))]
+    radii = [low + random.randint(low) for low in octaves]
     for radius in sorted(radii, reverse=True):
         label = random.randint(len(CLASSES))
         mask = _shape_mask(random, size, label, radius)
@@ -187,14 +193,14 @@ def _shape_mask(random: np.random.RandomState, size: int, label: int, radius: in
 def _background(random: np.random.RandomState, size: int) -> np.ndarray:
     """A gradient between four random colours, with blotches, stripes and grain."""
     cell = max(size // 8, 1)
-    coarse = random.randint(0, 61, (size // cell + 2, size // cell + 2)).repeat(cell, 0).repeat(cell, 1)
+    coarse = random.randint(0, 31, (size // cell + 2, size // cell + 2)).repeat(cell, 0).repeat(cell, 1)
     weight = np.arange(size, dtype=np.int64)
     corners = random.randint(40, 180, (2, 2, 3))
     top = corners[0, 0] * (size - weight)[:, None] + corners[0, 1] * weight[:, None]
     bottom = corners[1, 0] * (size - weight)[:, None] + corners[1, 1] * weight[:, None]
     image = (top[None] * (size - weight)[:, None, None] + bottom[None] * weight[:, None, None]) // size**2
     period, slope = random.randint(4, 17), random.randint(-2, 3)
-    stripes = (weight[None] + slope * weight[:, None]) // period % 2 * random.randint(0, 31)
+    stripes = (weight[None] + slope * weight[:, None]) // period % 2 * random.randint(0, 21)
     image = image + (stripes + coarse[:size, :size])[..., None] + random.randint(-12, 13, (size, size, 1))
     return image.clip(0, 255).astype(np.uint8)
 
@@ -206,7 +212,7 @@ def _paint(random: np.random.RandomState, image: np.ndarray, mask: np.ndarray) -
     behind = image[mask].astype(np.int64).sum(0) // mask.sum()
     while True:
         colour = random.randint(0, 256, 3)
-        if np.abs(colour - behind).sum() >= 150:
+        if np.abs(colour - behind).sum() >= 180:
             break
     grain = random.randint(-15, 16, (*mask.shape, 1))
     image[mask] = (colour + grain[mask]).clip(0, 255)

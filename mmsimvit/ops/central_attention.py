@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import eager
+
 
 def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int = 3,
                       scale: float | None = None, dropout_p: float = 0.0) -> Tensor:
@@ -25,18 +27,9 @@ def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int,
         ValueError: for shapes, dtypes, a head count, a window or a dropout rate that do not fit.
     """
     scale = _check(query, key, value, num_heads, kernel_size, scale, dropout_p)
-    height, width = query.shape[1:3]
-    key, value = (_split_heads(_pad(x, kernel_size), num_heads) for x in (key, value))
-    query = _split_heads(query * scale, num_heads)
-    # Slices of the padded map are views: only one product of the size of a map exists at a time.
-    window = [(slice(None), slice(top, top + height), slice(left, left + width))
-              for top in range(kernel_size) for left in range(kernel_size)]
-    logits = torch.stack([(query * key[pixels]).sum(-1) for pixels in window], -1)  # (B, H, W, heads, k * k)
-    weights = _attention_weights(logits, dropout_p).to(value.dtype)
-    out = weights[..., :1] * value[window[0]]
-    for position, pixels in enumerate(window[1:], 1):
-        out = out + weights[..., position, None] * value[pixels]
-    return out.flatten(3)
+    if dropout_p > 0:
+        return _composite(query, key, value, num_heads, kernel_size, scale, dropout_p)
+    return _central_attention(query, key, value, num_heads, kernel_size, scale)
 
 
 def central_attention_reference(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int = 3,
@@ -49,6 +42,58 @@ def central_attention_reference(query: Tensor, key: Tensor, value: Tensor, num_h
         for x in (key, value))  # (B, H, W, k * k, heads, C / heads)
     logits = torch.einsum('bhwnd,bhwknd->bhwnk', query, key) * scale
     return torch.einsum('bhwnk,bhwknd->bhwnd', _attention_weights(logits, dropout_p).to(value.dtype), value).flatten(3)
+
+
+# One opaque operator: tracing and compiling see a single node for any size, and autograd keeps query, key and value alone.
+@torch.library.custom_op('mmsimvit::central_attention', mutates_args=())
+def _central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int,
+                       scale: float) -> Tensor:
+    return eager.forward(query, key, value, num_heads, kernel_size, scale)
+
+
+@torch.library.custom_op('mmsimvit::central_attention_backward', mutates_args=())
+def _central_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int,
+                                kernel_size: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    return eager.backward(grad, query, key, value, num_heads, kernel_size, scale)
+
+
+@_central_attention.register_fake
+def _(query, key, value, num_heads, kernel_size, scale):
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+@_central_attention_backward.register_fake
+def _(grad, query, key, value, num_heads, kernel_size, scale):
+    return tuple(torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3])
+    ctx.arguments = inputs[3:]
+
+
+def _backward(ctx, grad):
+    return *_central_attention_backward(grad, *ctx.saved_tensors, *ctx.arguments), None, None, None
+
+
+_central_attention.register_autograd(_backward, setup_context=_save)
+
+
+def _composite(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
+               dropout_p: float) -> Tensor:
+    """From differentiable operations, for what the operator does not do."""
+    height, width = query.shape[1:3]
+    key, value = (_split_heads(_pad(x, kernel_size), num_heads) for x in (key, value))
+    query = _split_heads(query * scale, num_heads)
+    # Slices of the padded map are views: only one product of the size of a map exists at a time.
+    window = [(slice(None), slice(top, top + height), slice(left, left + width))
+              for top in range(kernel_size) for left in range(kernel_size)]
+    logits = torch.stack([(query * key[pixels]).sum(-1) for pixels in window], -1)  # (B, H, W, heads, k * k)
+    weights = _attention_weights(logits, dropout_p).to(value.dtype)
+    out = weights[..., :1] * value[window[0]]
+    for position, pixels in enumerate(window[1:], 1):
+        out = out + weights[..., position, None] * value[pixels]
+    return out.flatten(3)
 
 
 def _pad(x: Tensor, kernel_size: int) -> Tensor:
@@ -69,7 +114,7 @@ def _attention_weights(logits: Tensor, dropout_p: float) -> Tensor:
 
 def _check(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float | None,
            dropout_p: float) -> float:
-    """Refuse what the op does not compute; give the scale."""
+    """Refuse what is not computed; give the scale."""
     for name, x in (('query', query), ('key', key), ('value', value)):
         if x.dim() != 4 or x.shape != query.shape:
             raise ValueError('query, key and value must have one shape (B, H, W, C); '

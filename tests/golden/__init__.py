@@ -19,10 +19,10 @@ def load(system: str) -> dict:
 def noise(name: str, count: int) -> np.ndarray:
     """``count`` numbers in [-1, 1) that depend on the name alone: splitmix64 of the position."""
     with np.errstate(over='ignore'):
-        bits = (np.arange(count, dtype=np.uint64) + (np.uint64(zlib.crc32(name.encode())) << np.uint64(32))
-                + np.uint64(0x9E3779B97F4A7C15))
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+        bits = np.arange(count, dtype=np.uint64) + np.uint64(zlib.crc32(name.encode())) * np.uint64(1 << 32)
+        bits = (bits + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits ^= bits >> np.uint64(31)
     return (bits >> np.uint64(11)).astype(np.float64) / 2.0**52 - 1
 

@@ -1,0 +1,36 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmsimvit import generate_shapes
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = dict(num_training=8, num_validation=3, image_size=64)
+
+
+def options(**changes):
+    """Command-line words that shrink the generated data set and its training to seconds."""
+    found = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test') for key, value in SETTINGS.items()}
+    found |= {f'{split}_dataloader.{key}': value for split in ('train', 'val', 'test')
+              for key, value in dict(num_workers=0, persistent_workers=False).items()}
+    return ['--cfg-options', *(f'{key}={value}' for key, value in {**found, **changes}.items())]
+
+
+def run(*command, cwd, code=0):
+    """Run Python with the given words; give its output."""
+    env = {**os.environ, 'OMP_NUM_THREADS': '2'}
+    result = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    assert result.returncode == code, result.stdout[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope='session')
+def workspace(tmp_path_factory):
+    """A folder with a small generated data set under data/shapes, for tools to run in."""
+    folder = tmp_path_factory.mktemp('workspace')
+    generate_shapes(folder / 'data/shapes', **SETTINGS)
+    return folder

@@ -1,0 +1,127 @@
+"""Faults in a user's data: each ends with one line that names the file and what to do."""
+import copy
+import json
+import shutil
+
+import pytest
+from mmengine.config import Config
+
+from mmsimvit import DataError
+from mmsimvit.datasets import CLASSES, check_data
+from tests.conftest import ROOT, run
+
+CUSTOM = (ROOT / 'configs/maskrcnn_simvit_micro_custom.py').read_text()
+
+
+def user_config(folder, classes=CLASSES):
+    """The config for one's own data as a user edits it, in a folder of theirs."""
+    text = CUSTOM
+    for before, after in (
+        ("'./_base_/", f"'{ROOT}/configs/_base_/"),
+        ("data_root = 'data/custom/'", f"data_root = '{folder}/own/'"),
+        ("classes = ('object', )", f'classes = {classes!r}'),
+        ('image_scale = (640, 640)', 'image_scale = (64, 64)'),
+        ('batch_size, max_epochs, learning_rate = 4, 24, 4e-4', 'batch_size, max_epochs, learning_rate = 4, 1, 4e-4'),
+    ):
+        assert before in text
+        text = text.replace(before, after)
+    path = folder / 'own.py'
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def own(workspace, tmp_path):
+    """The generated images as somebody's own COCO data."""
+    shapes, root = workspace / 'data/shapes', tmp_path / 'own'
+    for split, name in (('training', 'train'), ('validation', 'val')):
+        shutil.copytree(shapes / 'images' / split, root / name)
+        (root / 'annotations').mkdir(exist_ok=True)
+        shutil.copy(shapes / f'annotations/instances_{split}.json', root / f'annotations/instances_{name}.json')
+    return root
+
+
+def edit(root, change, split='train'):
+    path = root / f'annotations/instances_{split}.json'
+    coco = json.loads(path.read_text())
+    change(coco)
+    path.write_text(json.dumps(coco))
+
+
+def test_whole_data_passes(own, tmp_path):
+    check_data(Config.fromfile(user_config(tmp_path)), ('train', 'val', 'test'))
+    check_data(Config.fromfile(user_config(tmp_path, CLASSES[1:4:2])), ('train', ))  # some of the classes, in order
+
+
+def test_one_place_for_folder_and_classes(tmp_path):
+    cfg = Config.fromfile(user_config(tmp_path, ('star', 'cross')))
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert tuple(loader.dataset.metainfo.classes) == ('star', 'cross')
+        assert loader.dataset.data_root == f'{tmp_path}/own/'
+    assert cfg.test_evaluator.ann_file == f'{tmp_path}/own/annotations/instances_val.json'
+
+
+@pytest.mark.parametrize(('classes', 'message'), [
+    (('circle', 'hexagon'), r"no category of .*instances_train.json is called 'hexagon'; it has 'circle', .*change classes"),
+    (('square', 'circle'), r"other order than in .*instances_train.json.*write them as \('circle', 'square'\)"),
+    ('circle', r"classes is the text 'circle'.*write \('circle', \)"),
+])
+def test_class_names(own, tmp_path, classes, message):
+    with pytest.raises(DataError, match=message):
+        check_data(Config.fromfile(user_config(tmp_path, classes)), ('train', ))
+
+
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda root: edit(root, lambda coco: coco['annotations'][2].pop('segmentation')),
+     r'annotation 3 of .*instances_train.json has no segmentation.*RetinaNet'),
+    (lambda root: edit(root, lambda coco: coco['annotations'][0].update(segmentation=[])), 'annotation 1 of .*no segmentation'),
+    (lambda root: edit(root, lambda coco: coco['images'].clear()), r'instances_train.json lists no images'),
+    (lambda root: edit(root, lambda coco: coco.pop('categories')), r'not in COCO format: it has no list of categories'),
+    (lambda root: (root / 'annotations/instances_train.json').write_text('{"images": ['), r'instances_train.json is no JSON'),
+    (lambda root: (root / 'annotations/instances_train.json').unlink(), r'instances_train.json does not exist'),
+    (lambda root: (root / 'train/000003.png').unlink(), r'train/000003.png of .* does not exist \(1 of 8 are missing\)'),
+    (lambda root: [path.unlink() for path in (root / 'train').iterdir()], r'folder .*own/train is empty'),
+    (lambda root: shutil.rmtree(root / 'train'), r'folder .*own/train does not exist'),
+])
+def test_damaged_data(own, tmp_path, damage, message):
+    damage(own)
+    with pytest.raises(DataError, match=message) as error:
+        check_data(Config.fromfile(user_config(tmp_path)), ('train', 'val'))
+    assert '\n' not in str(error.value)
+
+
+def test_boxes_alone_are_enough_without_a_mask_head(own, tmp_path):
+    edit(own, lambda coco: [annotation.pop('segmentation') for annotation in coco['annotations']])
+    cfg = Config.fromfile(user_config(tmp_path))
+    cfg.train_dataloader.dataset.pipeline[1].with_mask = False
+    check_data(cfg, ('train', ))
+
+
+def test_wrapped_datasets_are_looked_into(own, tmp_path):
+    cfg = Config.fromfile(user_config(tmp_path))
+    inner = copy.deepcopy(cfg.train_dataloader.dataset)
+    (own / 'train/000000.png').unlink()
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner]))
+    with pytest.raises(DataError, match='000000.png'):
+        check_data(cfg, ('train', ))
+
+
+def test_training_ends_with_the_line(own, tmp_path):
+    (own / 'val/000001.png').unlink()
+    out = run(ROOT / 'tools/train.py', user_config(tmp_path), '--work-dir', tmp_path, cwd=tmp_path, code=1)
+    assert len(out.splitlines()) == 1
+    assert out.startswith(f'error: image {own}/val/000001.png of {own}/annotations/instances_val.json does not exist')
+
+
+def test_an_image_that_cannot_be_decoded_ends_with_one_line(own, tmp_path):
+    (own / 'train/000003.png').write_bytes(b'no image')
+    out = run(ROOT / 'tools/train.py', user_config(tmp_path), '--work-dir', tmp_path, cwd=tmp_path, code=1)
+    assert out.splitlines()[-1] == (f'error: image {own}/train/000003.png cannot be decoded; replace it, or take it out '
+                                    'of the annotations')
+
+
+def test_own_data_trains_and_evaluates(own, tmp_path):
+    out = run(ROOT / 'tools/train.py', user_config(tmp_path), '--work-dir', tmp_path, '--cfg-options',
+              'train_cfg.val_interval=1', cwd=tmp_path)
+    assert 'coco/bbox_mAP' in out

@@ -1,0 +1,136 @@
+import pickle
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from mmsimvit import CheckpointError, SimViT, convert_state_dict
+from mmsimvit.checkpoints import find_arch, load_file
+from tests import golden
+
+
+@pytest.fixture(scope='module')
+def published():
+    """A checkpoint of SimViT-micro as it is published, with a classification head."""
+    state_dict = golden.state_dict(golden.load('simvit')['variants']['micro'])
+    state_dict = {name: tensor.float() for name, tensor in state_dict.items()}
+    return {**state_dict, 'head.weight': torch.zeros(1000, 256), 'head.bias': torch.zeros(1000)}
+
+
+@pytest.fixture(scope='module')
+def converted(published):
+    return convert_state_dict('simvit', published)
+
+
+@pytest.fixture
+def converted_file(converted, tmp_path):
+    torch.save(dict(state_dict=converted), tmp_path / 'micro.pth')
+    return str(tmp_path / 'micro.pth')
+
+
+def prefixed(state_dict, prefix):
+    return {prefix + name: tensor for name, tensor in state_dict.items()}
+
+
+LAYOUTS = {
+    'plain': lambda sd: sd,
+    'model': lambda sd: dict(model=sd, epoch=3),
+    'state_dict': lambda sd: dict(state_dict=sd, meta={}),
+    'ema is preferred': lambda sd: dict(state_dict={name: tensor + 1 for name, tensor in sd.items()}, state_dict_ema=sd),
+    'module': lambda sd: dict(model=prefixed(sd, 'module.')),
+    'detector': lambda sd: dict(state_dict={**prefixed(sd, 'backbone.'), 'neck.lateral_convs.0.conv.weight': torch.zeros(1)}),
+    'module of detector': lambda sd: dict(state_dict=prefixed(sd, 'module.backbone.')),
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_layout_converts_alike(layout, published, converted):
+    found = convert_state_dict('simvit', LAYOUTS[layout](published))
+    assert found.keys() == SimViT('micro').state_dict().keys()
+    assert all(torch.equal(found[name], converted[name]) for name in found)
+
+
+def test_refuses_what_is_not_of_the_system():
+    with pytest.raises(ValueError, match="no system is called 'resnet'; known: simvit"):
+        convert_state_dict('resnet', {})
+    with pytest.raises(ValueError, match=r"no name among the 1 in this state dict.*\['layer1.weight'\]"):
+        convert_state_dict('simvit', {'layer1.weight': torch.zeros(1)})
+    with pytest.raises(ValueError, match='must be a mapping of names to tensors, got list'):
+        convert_state_dict('simvit', [torch.zeros(1)])
+
+
+@pytest.mark.parametrize('arch', SimViT.arch_zoo)
+def test_finds_the_variant(arch):
+    with torch.device('meta'):
+        state_dict = {name: torch.empty(shape) for name, shape in golden.load('simvit')['variants'][arch]['state'].items()}
+    found, fit = find_arch('simvit', convert_state_dict('simvit', state_dict))
+    assert found == arch
+    assert fit.complete
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('inside', ['', 'backbone.', 'module.backbone.'])
+def test_pretrained_loads_in_all_three_libraries(scope, inside, converted, tmp_path):
+    """As the converter writes it, and as a detector's, segmentor's or classifier's training writes it."""
+    path = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict={**prefixed(converted, inside), **({'head.fc.weight': torch.zeros(1)} if inside else {})}), path)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(dict(type='SimViT', arch='micro', init_cfg=dict(type='Pretrained', checkpoint=path)))
+    model.init_weights()
+    assert all(torch.equal(tensor, converted[name]) for name, tensor in model.state_dict().items())
+
+
+def test_pretrained_serves_a_backbone_cut_short(converted_file, converted):
+    model = SimViT('micro', out_indices=(1, ), init_cfg=dict(type='Pretrained', checkpoint=converted_file))
+    model.init_weights()
+    assert torch.equal(model.stages[1].norm.weight, converted['stages.1.norm.weight'])
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda sd: {f'encoder.{name}': tensor for name, tensor in sd.items()}, 'gives 0 of the 184 parameters of SimViT'),
+    (lambda sd: {name: sd[name] for name in sd if 'stages.2.blocks.1.ffn' not in name},
+     r'178 of the 184.*6 missing \(stages.2.blocks.1.ffn.fc1.weight, .*, \.\.\.\)'),
+    (lambda sd: {**sd, 'stages.0.norm.weight': torch.zeros(33)},
+     r'1 of another shape \(stages.0.norm.weight: \(33,\) instead of \(32,\)\)'),
+    (lambda sd: {**sd, 'stages.2.blocks.3.norm1.weight': torch.zeros(160)},
+     r'1 not used \(stages.2.blocks.3.norm1.weight\)'),
+])
+def test_pretrained_refuses_what_does_not_fit(change, message, converted, tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=change(converted)), path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
+    assert path in str(error.value)
+    assert f'tools/convert_checkpoint.py SRC {path} --system simvit' in str(error.value)
+    assert '--cfg-options model.backbone.init_cfg=None' in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_pretrained_says_where_missing_weights_are():
+    with pytest.raises(CheckpointError, match='nowhere.pth does not exist; published weights: https://github.com/ucasligang'):
+        SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth')).init_weights()
+
+
+class Payload:
+    """What a stranger's checkpoint might hold: loading it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    for name, save in (('zip.pth', torch.save), ('pickle.pth', lambda obj, path: path.write_bytes(pickle.dumps(obj)))):
+        save(dict(state_dict={}, extra=Payload(str(tmp_path / 'proof'))), tmp_path / name)
+        with pytest.raises(CheckpointError, match=f'{name} is refused: it holds more than tensors'):
+            load_file(str(tmp_path / name))
+    assert not (tmp_path / 'proof').exists()
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut short', b'no checkpoint'])
+def test_broken_files_are_named(content, tmp_path):
+    (tmp_path / 'broken.pth').write_bytes(content)
+    with pytest.raises(CheckpointError, match='broken.pth'):
+        load_file(str(tmp_path / 'broken.pth'))

@@ -1,0 +1,52 @@
+"""One class, found by both spellings from the three libraries, each in a fresh process as a user would have it."""
+import subprocess
+import sys
+
+import pytest
+
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+FIND = '''
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+Config.fromstring({config!r}, '.py')
+init_default_scope({scope!r})
+model = MODELS.build(dict(type={spelling!r}, arch='micro'))
+print(type(model).__module__, type(model).__name__)
+'''
+
+
+@pytest.mark.parametrize('scope', SCOPES)
+@pytest.mark.parametrize(('spelling', 'config'), [
+    ('SimViT', "custom_imports = dict(imports=['mmsimvit'])"), ('mmsimvit.SimViT', '')], ids=['custom_imports', 'dotted'])
+def test_is_found(scope, spelling, config):
+    code = FIND.format(scope=scope, spelling=spelling, config=config)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stdout.split() == ['mmsimvit.backbones.simvit', 'SimViT'], result.stderr
+
+
+def test_import_brings_none_of_the_libraries():
+    code = "import sys, mmsimvit; print([m for m in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain') if m in sys.modules])"
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == '[]'
+
+
+def test_feeds_the_heads_of_each_library():
+    """SimViT's channels fit FPN, UPerNet and a classifier, and a loss goes back through them."""
+    import torch
+    from mmengine.registry import MODELS, DefaultScope
+
+    parts = {
+        'mmdet': dict(type='FPN', in_channels=[32, 64, 160, 256], out_channels=32, num_outs=5),
+        'mmseg': dict(type='UPerHead', in_channels=[32, 64, 160, 256], in_index=[0, 1, 2, 3], channels=32, num_classes=5,
+                      norm_cfg=dict(type='BN')),
+        'mmpretrain': dict(type='GlobalAveragePooling'),
+    }
+    backbone = MODELS.build(dict(type='SimViT', arch='micro'))
+    for scope, part in parts.items():
+        with DefaultScope.overwrite_default_scope(scope):
+            head = MODELS.build(part)
+        out = head(backbone(torch.randn(2, 3, 64, 64)))
+        leaf = out[-1] if isinstance(out, tuple) else out
+        backbone.zero_grad()
+        leaf.sum().backward()
+        assert backbone.stages[0].patch_embed.proj.weight.grad.abs().sum() > 0

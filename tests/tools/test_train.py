@@ -1,0 +1,81 @@
+import re
+import signal
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, options, run
+
+CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
+TRAIN = ROOT / 'tools/train.py'
+THREE_EPOCHS = options(**{'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 3, 'train_dataloader.batch_size': 2,
+                          'default_hooks.logger.interval': 1})
+
+KILL_IN_EPOCH = '''
+from mmengine.runner import EpochBasedTrainLoop as Loop
+run_iter = Loop.run_iter
+def run_iter_or_die(self, *arguments):
+    if self._iter == 6:  # the third of four in the second epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+    run_iter(self, *arguments)
+Loop.run_iter = run_iter_or_die
+'''
+KILL_IN_CHECKPOINT = '''
+from mmengine.fileio import LocalBackend
+put = LocalBackend.put
+def put_half_and_die(self, content, path):
+    if str(path).endswith('epoch_2.pth'):
+        open(path, 'wb').write(content[:len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(self, content, path)
+LocalBackend.put = put_half_and_die
+'''
+
+
+@pytest.mark.parametrize('kill', [KILL_IN_EPOCH, KILL_IN_CHECKPOINT], ids=['in an epoch', 'in a checkpoint'])
+def test_killed_training_goes_on_from_the_last_whole_checkpoint(kill, workspace, tmp_path):
+    arguments = [CONFIG, '--resume', '--work-dir', tmp_path, *THREE_EPOCHS]
+    code = f'import os, signal\n{kill}\nfrom mmsimvit.train import main\nmain({[str(a) for a in arguments]!r})'
+    out = run('-c', code, cwd=workspace, code=-signal.SIGKILL)
+    assert 'nothing to resume from' in out
+    assert (tmp_path / 'epoch_2.pth').exists() == (kill == KILL_IN_CHECKPOINT)
+
+    out = run(TRAIN, *arguments, cwd=workspace)
+    assert 'resumed epoch: 1, iter: 4' in out
+    assert re.findall(r'Epoch\(train\) +\[(\d)\]\[4/4\]', out) == ['2', '3']
+    assert 'coco/segm_mAP' in out
+    finished = torch.load(tmp_path / 'epoch_3.pth')
+    assert finished['meta']['iter'] == 12
+    assert finished['optimizer']['state'][0]['step'] == 12
+
+    out = run(TRAIN, CONFIG, '--resume', tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'named', *options(
+        **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}), cwd=workspace)
+    assert 'resumed epoch: 1, iter: 4' in out
+
+
+def test_options_that_cannot_be_met_end_with_one_line(workspace, tmp_path):
+    if not torch.cuda.is_available():
+        assert run(TRAIN, CONFIG, '--amp', cwd=workspace, code=1) == (
+            'error: --amp needs a GPU, and none was found; train without it\n')
+    out = run(TRAIN, CONFIG, '--resume', 'nowhere.pth', cwd=workspace, code=1)
+    assert out.startswith('error: checkpoint nowhere.pth does not exist or was cut short')
+    (tmp_path / 'bare.py').write_text(f'_base_ = {str(CONFIG)!r}\nauto_scale_lr = dict(_delete_=True)\n')
+    out = run(TRAIN, tmp_path / 'bare.py', '--auto-scale-lr', cwd=workspace, code=1)
+    assert 'needs auto_scale_lr.base_batch_size' in out
+    out = run(TRAIN, 'nowhere.py', cwd=workspace, code=1)
+    assert out.splitlines()[-1].startswith('error: ')
+    assert 'nowhere.py' in out
+
+
+def test_missing_pretrained_weights_stop_the_training_at_once(workspace, tmp_path):
+    out = run(TRAIN, CONFIG, '--work-dir', tmp_path, *options(
+        **{'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': 'simvit.pth'}),
+        cwd=workspace, code=1)
+    assert out.splitlines()[-1].startswith('error: checkpoint simvit.pth does not exist; published weights: https://')
+    assert list(tmp_path.rglob('*.pth')) == []
+
+
+def test_auto_scale_lr_scales(workspace, tmp_path):
+    out = run(TRAIN, CONFIG, '--auto-scale-lr', '--work-dir', tmp_path, *options(
+        **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 5, 'train_dataloader.batch_size': 8}), cwd=workspace)
+    assert 'Scaled the original LR of 0.001 to 0.002' in out.replace('"', '') or '0.002' in out
