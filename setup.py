@@ -6,13 +6,13 @@ ROOT = Path(__file__).parent
 
 
 def version() -> str:
-    line = next(line for line in (ROOT / 'mmsimvit/__init__.py').read_text().splitlines()
+    line = next(line for line in (ROOT / 'mmsimvit/__init__.py').read_text(encoding='utf-8').splitlines()
                 if line.startswith('__version__'))
     return line.split("'")[1]
 
 
 def stack() -> list[str]:
-    lines = (ROOT / 'requirements.txt').read_text().splitlines()
+    lines = (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
     return [line for line in lines if line and not line.startswith('#')]
 
 
@@ -20,13 +20,13 @@ setup(
     name='mmsimvit',
     version=version(),
     description='SimViT and sibling pyramid vision transformers for MMDetection, MMSegmentation and MMPreTrain',
-    long_description=(ROOT / 'README.md').read_text(),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmsimvit', 'mmsimvit.*']),
     python_requires='>=3.10',
-    # The OpenMMLab packages stay out: their forks have other names and the same import names, so that a dependency on
-    # one would overwrite the other in a user's environment.
-    install_requires=['numpy', 'torch>=2.1'],
+    # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the
+    # OpenMMLab packages have forks of other names with the same import names.
+    install_requires=[],
     extras_require={'stack': stack()},
 )

@@ -1,7 +1,7 @@
 _base_ = ['./_base_/models/maskrcnn_simvit_micro_small_heads.py', './_base_/default_runtime.py']
 
 # Your own data in COCO format: copy this file, and change these lines.
-data_root = 'data/custom/'
+data_root = 'data/custom'
 train_ann_file, train_images = 'annotations/instances_train.json', 'train/'  # both in data_root
 val_ann_file, val_images = 'annotations/instances_val.json', 'val/'
 classes = ('object', )  # names as in the annotation files, in their order
@@ -58,7 +58,7 @@ val_dataloader = dict(
         test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + val_ann_file, metric=['bbox', 'segm'])
+val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann_file}', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)

@@ -2,6 +2,12 @@
 
 Importing this package registers everything in it with mmengine's root registries.
 """
+import torch
+from mmengine.utils import digit_version
+
+if digit_version(torch.__version__) < digit_version('2.6'):
+    raise ImportError(f'mmsimvit needs torch 2.6 or later, for safe loading of checkpoints; this is {torch.__version__}')
+
 from .backbones import PyramidBackbone, SimViT
 from .checkpoints import CheckpointError, convert_state_dict
 from .datasets import DataError, generate_shapes

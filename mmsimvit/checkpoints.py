@@ -83,6 +83,11 @@ def unwrap(checkpoint: Mapping) -> Mapping:
     raise ValueError(f'a checkpoint must be a mapping of names to tensors, got {type(checkpoint).__name__}')
 
 
+def as_mmengine_reads(checkpoint: Mapping) -> Mapping:
+    """The names and tensors that mmengine's loading will look at, which knows one wrapper only."""
+    return checkpoint.get('state_dict', checkpoint)
+
+
 def strip_module(state_dict: Mapping) -> dict:
     """Names without the ``module.`` that data-parallel wrappers put before them."""
     return {re.sub(r'^(module\.)+', '', name): value for name, value in state_dict.items()}
@@ -102,7 +107,10 @@ def load_file(path: str) -> Mapping:
         CheckpointError: if it is missing, broken or holds anything else.
     """
     try:
-        return CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        if '://' in path:
+            checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        else:
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f'checkpoint {path} does not exist') from None
     except pickle.UnpicklingError as error:
@@ -113,6 +121,9 @@ def load_file(path: str) -> Mapping:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f'checkpoint {path} cannot be read, it may have been cut short: '
                               f'{str(error).splitlines()[0] if str(error) else type(error).__name__}') from error
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not names and tensors')
+    return checkpoint
 
 
 class Match(NamedTuple):
@@ -168,13 +179,15 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
             advice = (f'published weights: {known.source}, converted with python tools/convert_checkpoint.py '
                       f'SRC {path} --system {system}; {advice}')
     try:
-        state_dict = strip_module(unwrap(load_file(path)))
+        checkpoint = load_file(path)
     except CheckpointError as error:
         raise CheckpointError(f'{error}; {advice}') from error
-    if prefix is None and any(name.startswith('backbone.') for name in state_dict):
-        prefix = 'backbone.'
-    state_dict = {key.removeprefix(prefix or ''): value for key, value in state_dict.items()
-                  if key.startswith(prefix or '')}
+    state_dict = as_mmengine_reads(checkpoint)
+    if prefix is None:
+        prefix = next((known for known in ('module.backbone.', 'backbone.', 'module.')
+                       if any(name.startswith(known) for name in state_dict)), None)
+    state_dict = {name.removeprefix(prefix or ''): value for name, value in state_dict.items()
+                  if name.startswith(prefix or '')}
     # What lies beyond the last built stage is rightly left unused; a surplus block within one means another variant.
     built = tuple(f'stages.{index}.' for index in range(backbone.num_built))
     found = match(backbone, {key: value for key, value in state_dict.items() if key.startswith(built)})

@@ -18,7 +18,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions, in a folder under the work dir')
+    parser.add_argument('--show-dir', metavar='DIR',
+                        help='draw the predictions into this folder; MMDetection puts it under the work dir and its time stamp')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, where the library has it')
     add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -49,17 +50,19 @@ def _draw(cfg: Config, args: argparse.Namespace) -> None:
     if hook is None:
         raise SystemExit(f'error: --show-dir needs a visualization hook, and {args.config} has none among default_hooks')
     if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, out_dir=args.show_dir)
+        if args.tta:
+            raise SystemExit('error: MMPreTrain cannot draw augmented images; leave out --show-dir or --tta')
+        hook.update(enable=True, interval=1, out_dir=args.show_dir)
     elif cfg.default_scope == 'mmdet':
         hook.update(draw=True, test_out_dir=args.show_dir)
     else:
-        hook.update(draw=True)
+        hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
 
 
 def _augment(cfg: Config, args: argparse.Namespace) -> None:
     """Wrap model and pipeline for test-time augmentation; flipping where the config does not say."""
-    if cfg.default_scope == 'mmdet' and cfg.model.get('roi_head', {}).get('mask_head'):
+    if cfg.default_scope == 'mmdet' and 'segm' in cfg.test_evaluator.get('metric', ''):
         raise SystemExit('error: MMDetection merges augmented boxes but not masks; --tta is for detectors without masks')
     if cfg.default_scope == 'mmdet':
         cfg.setdefault('tta_model', ConfigDict(

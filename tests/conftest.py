@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ SETTINGS = dict(num_training=8, num_validation=3, image_size=64)
 
 def options(**changes):
     """Command-line words that shrink the generated data set and its training to seconds."""
-    found = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test') for key, value in SETTINGS.items()}
+    found = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test')
+             for key, value in SETTINGS.items()}
     found |= {f'{split}_dataloader.{key}': value for split in ('train', 'val', 'test')
               for key, value in dict(num_workers=0, persistent_workers=False).items()}
     return ['--cfg-options', *(f'{key}={value}' for key, value in {**found, **changes}.items())]
@@ -21,8 +21,7 @@ def options(**changes):
 
 def run(*command, cwd, code=0):
     """Run Python with the given words; give its output."""
-    env = {**os.environ, 'OMP_NUM_THREADS': '2'}
-    result = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=env, text=True,
+    result = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
     assert result.returncode == code, result.stdout[-3000:]
     return result.stdout

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from mmsimvit.datasets import CLASSES
 from tests.conftest import ROOT, SETTINGS
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('*.py'))
@@ -21,7 +22,8 @@ def test_takes_a_training_step_on_real_masks(path, workspace, monkeypatch):
     loader = cfg.train_dataloader
     dataset = loader.dataset.dataset if loader.dataset.type == 'Shapes' else loader.dataset
     shapes = Config.fromfile(ROOT / 'configs/_base_/datasets/shapes_instance.py').train_dataloader.dataset.dataset
-    dataset.update({key: shapes[key] for key in ('data_root', 'ann_file', 'data_prefix', 'metainfo')})
+    dataset.update({key: shapes[key] for key in ('data_root', 'ann_file', 'data_prefix')})
+    dataset.metainfo = dict(classes=CLASSES[:cfg.model.roi_head.bbox_head.num_classes])
     for step in dataset.pipeline:
         if step.type == 'Resize':
             step.scale = (96, 96)

@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         metrics = test([str(config), checkpoint, '--work-dir', str(work_dir / 'test')])
         draw_curves(work_dir, work_dir / 'curves.png')
         draw_detections(config, checkpoint, work_dir / 'predictions.png')
-    box, mask = metrics['coco/bbox_mAP'], metrics['coco/segm_mAP']
+    box, mask = (metrics.get(f'coco/{kind}_mAP', 0.) for kind in ('bbox', 'segm'))  # absent if nothing was found
     print(f'\nbox AP {box:.3f}, mask AP {mask:.3f} (0.50:0.95) on images it was not trained on\n'
           f'ground truth and predictions: {work_dir}/predictions.png\nloss and AP: {work_dir}/curves.png')
-    if min(box, mask) < LEAST_AP:
+    if not min(box, mask) >= LEAST_AP:
         sys.exit(f'error: an AP below {LEAST_AP} means that it did not learn; look at {work_dir}/curves.png')
 
 

@@ -4,6 +4,8 @@ Needs Python with venv, a C++ compiler and a package index; pip's own settings (
 honoured. The one package without wheels, mmcv, is compiled once and its wheel kept under $MMSIMVIT_CACHE
 (~/.cache/mmsimvit by default), in a folder named by the versions of mmcv, torch and Python that it was built with.
 """
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -20,7 +23,14 @@ VENV = ROOT / '.venv'
 PYTHON = VENV / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
 STAMP = VENV / 'mmsimvit-setup.json'
 SUPPORTED = ((3, 10), (3, 12))
-NEEDS_COMPILING = 'mmcv'
+# An installation that was cut leaves packages of which pip believes that they are there.
+PROBE = '''
+import importlib.metadata, pip, platform, sys
+for package in importlib.metadata.distributions():
+    if not package.files or not all(package.locate_file(file).exists() for file in package.files):
+        sys.exit(f'{package.name} is not whole')
+print(platform.python_version())
+'''
 
 
 def main() -> None:
@@ -33,16 +43,18 @@ def main() -> None:
     make_venv()
     STAMP.unlink(missing_ok=True)
     requirements = read_requirements()
-    torch_pair = [line for line in requirements if re.match(r'torch(vision)?==', line)]
-    mmcv = next(line for line in requirements if re.match(rf'{NEEDS_COMPILING}==', line))
-    step('1/4 build tools and PyTorch')
-    pip('install', *[line for line in requirements if line.startswith('setuptools')], 'wheel', 'ninja', *torch_pair)
-    step(f'2/4 {mmcv}')
+    mmcv = next(line for line in requirements if line.startswith('mmcv=='))
+    step('1/4 PyTorch and build tools')
+    pip('install', *[line for line in requirements if line.startswith(('setuptools', 'torch'))], 'wheel', 'ninja')
+    step('2/4 OpenMMLab and development tools')
+    pip('install', *[line for line in requirements if line != mmcv])
+    step(f'3/4 {mmcv}')
     install_mmcv(mmcv)
-    step('3/4 OpenMMLab and development tools')
-    pip('install', *requirements)
     step('4/4 mmsimvit, editable')
     pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
+    imported = run_python('import mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain.apis, mmsimvit, pytest')
+    if imported.returncode:
+        stop(f'all is installed but does not load: {last_line(imported.stderr)}')
     STAMP.write_text(json.dumps(wanted))
     print(f'environment {VENV.name} is ready after {time.time() - started:.0f} s', flush=True)
 
@@ -71,24 +83,27 @@ def check_machine() -> None:
         import venv  # noqa: F401
     except ImportError:
         stop('Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv)')
-    compiler = os.environ.get('CXX', 'c++')
-    if shutil.which(compiler.split()[0]) is None:
-        stop(f'no C++ compiler ({compiler} is not on PATH): install one (Debian, Ubuntu: apt install g++), '
-             'or name it in CXX')
-    header = subprocess.run([sys.executable, '-c', 'import sysconfig; print(sysconfig.get_path("include"))'],
-                            capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(header, 'Python.h').exists():
-        stop(f'no Python headers in {header}: install them (Debian, Ubuntu: apt install python3-dev)')
+    compiler = os.environ.get('CXX', 'c++').split()
+    if shutil.which(compiler[0]) is None:
+        stop(f'no C++ compiler ({compiler[0]} is not on PATH): install one (Debian, Ubuntu: apt install g++; '
+             'macOS: xcode-select --install), or name it in CXX')
+    header = Path(sysconfig.get_path('include'), 'Python.h')
+    if not header.exists():
+        stop(f'no Python headers ({header} is missing): install them (Debian, Ubuntu: apt install python3-dev)')
+    trial = subprocess.run([*compiler, '-x', 'c++', '-fsyntax-only', '-'], input='#include <vector>\n', capture_output=True,
+                           text=True)
+    if trial.returncode:
+        stop(f'the C++ compiler {compiler[0]} does not work: {last_line(trial.stderr)}')
 
 
 def make_venv() -> None:
-    """Make .venv, or make it anew if its Python is another one or does not run."""
+    """Make .venv, or make it anew if it does not run, is of another Python, or holds a package that is not whole."""
     if PYTHON.exists():
-        probe = subprocess.run([PYTHON, '-c', 'import pip, platform; print(platform.python_version())'],
-                               capture_output=True, text=True)
-        if probe.stdout.strip() == platform.python_version():
+        probe = run_python(PROBE)
+        if probe.returncode == 0 and probe.stdout.strip() == platform.python_version():
             return
-        print(f'{VENV.name} is broken or of another Python: it is made anew', flush=True)
+        reason = last_line(probe.stderr) or f'it is of Python {probe.stdout.strip()}'
+        print(f'{VENV.name} is made anew: {reason}', flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, '-m', 'venv', VENV], check=True)
 
@@ -102,42 +117,49 @@ def install_mmcv(requirement: str) -> None:
     """Install mmcv with its ops: a cached wheel, one that the user's pip finds, or one compiled here."""
     if ops_work():
         return
-    version = requirement.split('==')[1]
-    torch = run_python('import torch; print(torch.__version__)').stdout.strip()
+    opencv = run_python('import cv2')
+    if opencv.returncode:
+        stop(f'opencv, which mmcv needs, does not load: {last_line(opencv.stderr)} (Debian, Ubuntu: apt install libgl1 '
+             'libglib2.0-0)')
+    torch, device, cuda_home = run_python(
+        'import torch; from torch.utils.cpp_extension import CUDA_HOME; '
+        'print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu", CUDA_HOME or "-")').stdout.split()
+    if device == 'cuda' and cuda_home == '-':
+        stop('a GPU was found, but no CUDA compiler (nvcc) to build the ops of mmcv for it: install the CUDA toolkit of '
+             f'torch {torch}, or set CUDA_VISIBLE_DEVICES= (empty) to build for the CPU alone')
     python = f'cp{sys.version_info[0]}{sys.version_info[1]}'
-    key = f'mmcv{version}-torch{torch}-{python}-{sys.platform}-{platform.machine()}'
+    key = f'{requirement.replace("==", "")}-torch{torch}-{device}-{python}-{sys.platform}-{platform.machine()}'
     cache = Path(os.environ.get('MMSIMVIT_CACHE', Path.home() / '.cache/mmsimvit')) / key
     for wheel in cache.glob('*.whl'):
         pip('install', '--no-deps', '--force-reinstall', str(wheel))
         if ops_work():
             return
         print(f'the cached {wheel.name} does not work here and is built again', flush=True)
+        shutil.rmtree(cache)
     building = cache.with_name(f'{key}.{os.getpid()}')
     try:
-        for source in ('--prefer-binary', '--no-binary=mmcv'):  # a wheel for another torch is found out and passed over
-            shutil.rmtree(building, ignore_errors=True)
-            build_wheel(requirement, source, building)
-            wheel = next(building.glob('*.whl'))
-            pip('install', '--no-deps', '--force-reinstall', str(wheel))
-            if ops_work():
-                break
-        else:
-            stop(f'{requirement} was built but its ops do not load: '
-                 f'{run_python("import mmcv.ops").stderr.strip().splitlines()[-1]}')
-        shutil.rmtree(cache, ignore_errors=True)
-        building.rename(cache)  # whole or not at all
+        compiled = build_wheel(requirement, '--prefer-binary', building)
+        pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
+        if not compiled and not ops_work():  # a wheel that was built with another torch
+            shutil.rmtree(building)
+            build_wheel(requirement, '--no-binary=mmcv', building)
+            pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
+        if not ops_work():
+            stop(f'{requirement} was built but its ops do not load: {last_line(run_python("import mmcv.ops").stderr)}')
+        if not cache.exists():  # whole or not at all, and another process may have been faster
+            building.rename(cache)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def ops_work() -> bool:
-    code = ('import torch; from mmcv.ops import nms; '
-            'nms(torch.tensor([[0., 0., 1., 1.]]), torch.tensor([1.]), 0.5)')
+    code = ('import torch; from mmcv.ops import nms; device = "cuda" if torch.cuda.is_available() else "cpu"; '
+            'nms(torch.tensor([[0., 0., 1., 1.]], device=device), torch.tensor([1.], device=device), 0.5)')
     return run_python(code).returncode == 0
 
 
-def build_wheel(requirement: str, source: str, folder: Path) -> None:
-    """``pip wheel`` with the compiler's progress on one line and all of its output in a log."""
+def build_wheel(requirement: str, source: str, folder: Path) -> bool:
+    """``pip wheel`` with the compiler's progress on a line and all of its output in a log; whether it compiled."""
     # Half the time goes into debug information, and pip's own cache does not know for which torch a wheel was built.
     flags = ' '.join(filter(None, [os.environ.get('CFLAGS'), '-g0']))
     env = dict(os.environ, CFLAGS=flags, MAX_JOBS=os.environ.get('MAX_JOBS', str(os.cpu_count())), MMCV_WITH_OPS='1',
@@ -145,23 +167,29 @@ def build_wheel(requirement: str, source: str, folder: Path) -> None:
     command = [PYTHON, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir', source,
                '--wheel-dir', folder, requirement]
     log = VENV / 'mmcv-build.log'
-    started, lines, shown = time.time(), [], 0.0
+    started, last, shown, compiled = time.time(), '', 0.0, False
     with open(log, 'w') as file, subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                                   text=True, errors='replace') as process:
         for line in process.stdout:
             file.write(line)
-            lines = [*lines[-19:], line.rstrip()]
+            last = line.strip() or last
+            compiled = compiled or 'Building wheel' in line
             progress = re.match(r'\s*\[(\d+)/(\d+)\]', line)
             if progress and (time.time() - shown > 5 or progress[1] == progress[2]):
                 shown = time.time()
                 print(f'  compiling its ops: {progress[1]} of {progress[2]} files, {shown - started:.0f} s', flush=True)
     if process.returncode:
-        print('\n'.join(lines))
-        stop(f'building {requirement} failed; all of its output is in {log}')
+        stop(f'building {requirement} failed ({last}); all of its output is in {log}')
+    return compiled
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([PYTHON, '-c', code], capture_output=True, text=True)
+    """Run code in the environment, with nothing of this folder or PYTHONPATH in its way."""
+    return subprocess.run([PYTHON, '-I', '-c', code], capture_output=True, text=True)
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ''
 
 
 def pip(*arguments: str) -> None:

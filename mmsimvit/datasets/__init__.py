@@ -1,6 +1,6 @@
 """The generated data set, and checks of the data that users bring."""
 from .checks import check_data
 from .errors import DataError
-from .shapes import CLASSES, generate_shapes, shapes
+from .shapes import CLASSES, generate_shapes
 
-__all__ = ['CLASSES', 'DataError', 'check_data', 'generate_shapes', 'shapes']
+__all__ = ['CLASSES', 'DataError', 'check_data', 'generate_shapes']

@@ -1,17 +1,25 @@
 """Look at a config's data before a run, for what would otherwise end in a worker's stack trace, or in silence."""
 import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 
 from .errors import DataError
+
+COCO = ('CocoDataset', 'mmdet.CocoDataset')
+CHECKED = (*COCO, 'BaseSegDataset', 'ADE20KDataset', 'CustomDataset', 'ImageNet')
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check the files that a config's dataloaders name: folders, images, and COCO annotations with their classes.
 
-    Only local files of datasets with ``ann_file`` or ``data_prefix`` are looked at; images are not decoded.
+    Local files of the types in :data:`CHECKED` are looked at, by the first process of a distributed run; images are not
+    decoded.
 
     Args:
         cfg: a whole config.
@@ -20,18 +28,20 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     Raises:
         DataError: naming the file and what to do.
     """
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) > 0:
+        return
     checked = []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _leaf_datasets(loader['dataset']) if loader else ():
-            if dataset not in checked and not dataset.get('backend_args'):
-                _check_dataset(dataset)
+            if dataset not in checked and dataset['type'] in CHECKED and not _is_remote(dataset):
+                _check_dataset(dataset, to_train=split == 'train')
                 checked.append(dataset)
 
 
 def _leaf_datasets(dataset: dict) -> Iterator[dict]:
     """The datasets inside wrappers; a generated one makes its own files."""
-    if dataset['type'] in ('Shapes', 'mmsimvit.Shapes'):
+    if dataset['type'] == 'Shapes':
         return
     inner = dataset.get('dataset') or dataset.get('datasets')
     if inner is None:
@@ -40,7 +50,11 @@ def _leaf_datasets(dataset: dict) -> Iterator[dict]:
         yield from _leaf_datasets(part)
 
 
-def _check_dataset(dataset: dict) -> None:
+def _is_remote(dataset: dict) -> bool:
+    return bool(dataset.get('backend_args')) or '://' in f'{dataset.get("data_root")}{dataset.get("ann_file")}'
+
+
+def _check_dataset(dataset: dict, to_train: bool) -> None:
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
     folders = {kind: Path(root, path) for kind, path in (prefix if isinstance(prefix, dict) else {'img': prefix}).items()}
@@ -49,13 +63,13 @@ def _check_dataset(dataset: dict) -> None:
             raise DataError(f'folder {folder} does not exist; put the data there, or change data_root in the config')
         if next(folder.iterdir(), None) is None:
             raise DataError(f'folder {folder} is empty; put the data there, or change data_root in the config')
-    if 'Coco' in str(dataset['type']) and dataset.get('ann_file'):
+    if dataset['type'] in COCO and dataset.get('ann_file'):
+        classes = (dataset.get('metainfo') or {}).get('classes') or DATASETS.get('mmdet.CocoDataset').METAINFO['classes']
         with_mask = any(step.get('with_mask') for step in dataset.get('pipeline', ()))
-        images = folders.get('img', Path(root))
-        _check_coco(Path(root, dataset['ann_file']), images, (dataset.get('metainfo') or {}).get('classes'), with_mask)
+        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, with_mask, to_train)
 
 
-def _check_coco(path: Path, images: Path, classes: tuple[str, ...] | None, with_mask: bool) -> None:
+def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: bool, to_train: bool) -> None:
     try:
         with open(path, encoding='utf-8') as file:
             coco = json.load(file)
@@ -72,16 +86,25 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...] | None, with_
     names = [category['name'] for category in coco['categories']]
     if isinstance(classes, str):
         raise DataError(f'classes is the text {classes!r} and would be read letter by letter; write ({classes!r}, )')
-    unknown = [name for name in classes or () if name not in names]
+    unknown = [name for name in classes if name not in names]
     if unknown:
-        raise DataError(f'no category of {path} is called {", ".join(map(repr, unknown))}; it has '
-                        f'{", ".join(map(repr, names))}: change classes in the config')
-    if classes and list(classes) != [name for name in names if name in classes]:
+        raise DataError(f'no category of {path} is called {_some(unknown)}; it has '
+                        f'{_some(names)}: set metainfo=dict(classes=...) in the config')
+    if list(classes) != [name for name in names if name in classes]:
         # MMDetection numbers classes in the order of the file, whatever the order of the config.
         raise DataError(f'the classes {tuple(classes)} are in another order than in {path}, and names would be '
                         f'swapped; write them as {tuple(name for name in names if name in classes)}')
+    wanted = {category['id']: category['name'] for category in coco['categories'] if category['name'] in classes}
+    annotations = [item for item in coco['annotations'] if item['category_id'] in wanted and not item.get('ignore')]
+    if to_train:
+        found = {wanted[item['category_id']] for item in annotations}
+        if not found:
+            raise DataError(f'{path} has no annotation of {_some(classes)}; there is nothing to learn from it')
+        if len(found) < len(classes):
+            print_log(f'{len(classes) - len(found)} of {len(classes)} classes have no annotation in {path} and will not '
+                      f'be learnt: {_some([name for name in classes if name not in found])}', level=logging.WARNING)
     if with_mask:
-        bare = next((item for item in coco['annotations'] if not item.get('segmentation')), None)
+        bare = next((item for item in annotations if not item.get('segmentation')), None)
         if bare is not None:
             raise DataError(f'annotation {bare.get("id")} of {path} has no segmentation, but the pipeline loads masks; '
                             'use a detector without mask head, such as RetinaNet, or annotations with masks')
@@ -89,3 +112,7 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...] | None, with_
     if lost:
         raise DataError(f'image {images / lost[0]} of {path} does not exist ({len(lost)} of {len(coco["images"])} are '
                         'missing); put it there, or change data_prefix in the config')
+
+
+def _some(names) -> str:
+    return ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

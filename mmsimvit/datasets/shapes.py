@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,9 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
     if _is_there(root, settings):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
+    for left in root.parent.glob(f'.{root.name}-*'):  # by a generation that was killed
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         building.chmod(0o755)  # mkdtemp makes it private
@@ -84,7 +88,7 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
 
 
 @DATASETS.register_module(name='Shapes')
-def shapes(dataset: dict, root: str, **options):
+def shapes_dataset(dataset: dict, root: str, **options):
     """A dataset on generated images: ``dataset`` is built after :func:`generate_shapes` made sure that they are there.
 
     ``options`` are settings of :func:`generate_shapes`; any other goes to ``dataset``, as ``lazy_init`` does that

@@ -1,8 +1,8 @@
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 
-from ..checkpoints import CheckpointError, match, strip_module, unwrap
+from ..checkpoints import CheckpointError, as_mmengine_reads, match, strip_module
 
 
 @HOOKS.register_module()
@@ -14,8 +14,10 @@ class CheckpointMatchHook(Hook):
     """
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        found = match(model, strip_module(unwrap(checkpoint)))
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        found = match(model, strip_module(as_mmengine_reads(checkpoint)))
         if found.matched == 0:
             raise CheckpointError(f'checkpoint {runner._load_from} gives none of the {found.total} parameters of '
                                   f'{type(model).__name__}: {found.problems()}; is it of this config?')

@@ -43,5 +43,7 @@ def load_config(args: Namespace) -> Config:
         for split in ('train', 'val', 'test'):
             if cfg.get(f'{split}_dataloader'):
                 cfg[f'{split}_dataloader'].setdefault('collate_fn', ConfigDict(type='default_collate'))
-    cfg.setdefault('custom_hooks', []).append(ConfigDict(type='mmsimvit.engine.CheckpointMatchHook'))
+    hooks = cfg.get('custom_hooks') or []
+    if not any(hook['type'] == 'CheckpointMatchHook' for hook in hooks):
+        cfg.custom_hooks = [*hooks, ConfigDict(type='CheckpointMatchHook')]
     return cfg

@@ -8,7 +8,8 @@ import numpy as np
 def read_scalars(work_dir: str | Path) -> list[dict]:
     """What all runs in a work dir logged, in the order of time; a run that was cut is followed by the resumed one."""
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.startswith('{')]
+    lines = [line for file in files for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in lines if line.startswith('{') and line.endswith('}')]  # the last may be cut
 
 
 def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
@@ -34,6 +35,7 @@ def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
     for name, values in scores.items():
         right.plot(*zip(*sorted(values.items())), marker='o', label=name)
     right.set(xlabel='epoch', ylabel='validation', ylim=(0, 1))
+    right.xaxis.get_major_locator().set_params(integer=True)
     if scores:
         right.legend()
     for axes in (left, right):
@@ -57,7 +59,6 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
     import torch
     from mmdet.apis import inference_detector, init_detector
     from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
     from mmdet.visualization import DetLocalVisualizer
     from mmengine.config import Config
     from mmengine.registry import DATASETS, DefaultScope
@@ -75,18 +76,15 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
         image = mmcv.imread(info['img_path'], channel_order='rgb')
         found = inference_detector(model, info['img_path']).pred_instances.cpu().numpy()
         found = found[found.scores >= score_thr]
-        # The annotations of the test pipeline, in the size of the file.
-        truth = dataset.prepare_data(index)['data_samples']
-        scale = np.array([image.shape[1] / truth.img_shape[1], image.shape[0] / truth.img_shape[0]] * 2)
-        instances = truth.gt_instances
-        masks = instances.masks.resize(image.shape[:2])
-        masks = masks if isinstance(masks, BitmapMasks) else masks.to_bitmap()
-        boxes = getattr(instances.bboxes, 'tensor', instances.bboxes).numpy() * scale
+        # In the size of the file: MMDetection's test pipelines load annotations after they resized the image.
+        truth = dataset.prepare_data(index)['data_samples'].gt_instances
+        boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
         zoom = height / image.shape[0]
         size = (round(image.shape[1] * zoom), height)
         big = mmcv.imresize(image, size, interpolation='nearest')
         sample = DetDataSample()
-        sample.gt_instances = _enlarged(InstanceData(bboxes=boxes, labels=instances.labels.numpy()), masks.masks, zoom, size)
+        sample.gt_instances = _enlarged(
+            InstanceData(bboxes=boxes, labels=truth.labels), truth.masks.to_ndarray(), zoom, size)
         sample.pred_instances = _enlarged(
             InstanceData(bboxes=found.bboxes, labels=found.labels, scores=found.scores), found.masks, zoom, size)
         visualizer.add_datasample('detections', big, sample, pred_score_thr=score_thr, show=False)

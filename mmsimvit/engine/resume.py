@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.utils import digit_version
 
 
 def allow_training_checkpoints() -> None:
@@ -16,8 +15,6 @@ def allow_training_checkpoints() -> None:
     Since torch 2.6 only listed classes are unpickled. mmengine 0.10 keeps its log's history in each checkpoint: a
     buffer, the NumPy arrays in it, and its four statistics, which pickle as ``getattr`` of their class.
     """
-    if digit_version(torch.__version__) < digit_version('2.6'):  # nothing is refused by default
-        return
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     functions = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
                  for name in ('_reconstruct', 'scalar') for core in ('core', '_core')]  # named by the NumPy that wrote
@@ -34,9 +31,17 @@ def _get_statistic(owner: type, name: str):
 
 
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
-    """The newest checkpoint of a training in ``work_dir`` that was written to its end, or None."""
-    found = [path for path in Path(work_dir).glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)]
-    return next((str(path) for path in sorted(found, key=_age_rank, reverse=True) if is_whole(path)), None)
+    """The last checkpoint of a training in ``work_dir`` that was written to its end, or None.
+
+    mmengine names it in a file, by a path that is wrong once the folder was moved; when that one is gone or not whole,
+    the newest is taken.
+    """
+    work_dir = Path(work_dir)
+    pointer = work_dir / 'last_checkpoint'
+    named = [work_dir / Path(pointer.read_text().strip()).name] if pointer.is_file() else []
+    others = [path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)]
+    others.sort(key=lambda path: (path.stat().st_mtime, int(re.findall(r'\d+', path.name)[-1])), reverse=True)
+    return next((str(path) for path in named + others if is_whole(path)), None)
 
 
 def is_whole(path: str | Path) -> bool:
@@ -48,7 +53,3 @@ def is_whole(path: str | Path) -> bool:
         return False
     # The directory of a zip archive is its last part; the format before torch 1.6 has no such mark.
     return zipfile.is_zipfile(path) if start == b'PK' else len(start) == 2
-
-
-def _age_rank(path: Path) -> tuple[float, int]:
-    return path.stat().st_mtime, int(re.findall(r'\d+', path.name)[-1])

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 1 << 19  # of one tensor; a few of them are alive at a time
+# Of one tensor; a few of them are alive at a time. Elsewhere than on a CPU chunks only limit memory, and launches cost.
+CHUNK_BYTES, DEVICE_CHUNK_BYTES = 1 << 19, 1 << 28
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
@@ -36,7 +37,7 @@ def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads:
     grad_value = torch.zeros_like(grad_key)
     for images, top, bottom in _chunks(query):
         q, k, v = _load(query, key, value, images, top, bottom, kernel_size, scale)
-        g = grad[images, top:bottom].to(accumulate, memory_format=torch.contiguous_format)
+        g = grad[images, top:bottom].to(accumulate).contiguous()
         weights = _logits(q, k, num_heads, kernel_size).softmax(0)
         grad_logits = _logits(g, v, num_heads, kernel_size)
         grad_logits -= (weights * grad_logits).sum(0)
@@ -49,18 +50,19 @@ def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads:
             _heads(part_value[:, rows, cols], num_heads).addcmul_(weight, _heads(g, num_heads))
         grad_query[images, top:bottom] = part_query.mul_(scale)
         first, last = max(top - reach, 0), min(bottom + reach, height)
-        inside = slice(first - (top - reach), last - (top - reach)), slice(reach, reach + width)
-        grad_key[images, first:last] += part_key[:, *inside]  # the query in it was scaled already
-        grad_value[images, first:last] += part_value[:, *inside]
+        inside = slice(None), slice(first - (top - reach), last - (top - reach)), slice(reach, reach + width)
+        grad_key[images, first:last] += part_key[inside]  # the query in it was scaled already
+        grad_value[images, first:last] += part_value[inside]
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
 def _chunks(query: Tensor) -> Iterator[tuple[slice, int, int]]:
-    """Some whole images, or some rows of one image, of about CHUNK_BYTES: (images, first row, last row + 1)."""
+    """Some whole images, or some rows of one image, of a limited size: (images, first row, last row + 1)."""
     batch, height, width, channels = query.shape
     row_bytes = max(width * channels * 4, 1)
-    rows = min(max(CHUNK_BYTES // row_bytes, 1), height)
-    images = max(CHUNK_BYTES // (height * row_bytes), 1) if rows == height and height else 1
+    limit = CHUNK_BYTES if query.device.type == 'cpu' else DEVICE_CHUNK_BYTES
+    rows = min(max(limit // row_bytes, 1), height)
+    images = max(limit // (height * row_bytes), 1) if rows == height and height else 1
     for image in range(0, batch, images):
         for top in range(0, height, max(rows, 1)):
             yield slice(image, min(image + images, batch)), top, min(top + rows, height)
@@ -74,7 +76,7 @@ def _load(query: Tensor, key: Tensor, value: Tensor, images: slice, top: int, bo
     first, last = max(top - reach, 0), min(bottom + reach, height)
     pad = (0, 0, reach, reach, first - (top - reach), bottom + reach - last)
     accumulate = torch.promote_types(query.dtype, torch.float32)
-    q = query[images, top:bottom].to(accumulate, memory_format=torch.contiguous_format) * scale
+    q = query[images, top:bottom].to(accumulate).contiguous() * scale
     return q, *(F.pad(x[images, first:last].to(accumulate), pad) for x in (key, value))
 
 

@@ -18,7 +18,7 @@ def user_config(folder, classes=CLASSES):
     text = CUSTOM
     for before, after in (
         ("'./_base_/", f"'{ROOT}/configs/_base_/"),
-        ("data_root = 'data/custom/'", f"data_root = '{folder}/own/'"),
+        ("data_root = 'data/custom'", f"data_root = '{folder}/own'"),
         ("classes = ('object', )", f'classes = {classes!r}'),
         ('image_scale = (640, 640)', 'image_scale = (64, 64)'),
         ('batch_size, max_epochs, learning_rate = 4, 24, 4e-4', 'batch_size, max_epochs, learning_rate = 4, 1, 4e-4'),
@@ -58,12 +58,12 @@ def test_one_place_for_folder_and_classes(tmp_path):
     assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert tuple(loader.dataset.metainfo.classes) == ('star', 'cross')
-        assert loader.dataset.data_root == f'{tmp_path}/own/'
+        assert loader.dataset.data_root == f'{tmp_path}/own'
     assert cfg.test_evaluator.ann_file == f'{tmp_path}/own/annotations/instances_val.json'
 
 
 @pytest.mark.parametrize(('classes', 'message'), [
-    (('circle', 'hexagon'), r"no category of .*instances_train.json is called 'hexagon'; it has 'circle', .*change classes"),
+    (('circle', 'hexagon'), r"no category of .*instances_train.json is called 'hexagon'; it has 'circle', .*set metainfo"),
     (('square', 'circle'), r"other order than in .*instances_train.json.*write them as \('circle', 'square'\)"),
     ('circle', r"classes is the text 'circle'.*write \('circle', \)"),
 ])
@@ -76,6 +76,7 @@ def test_class_names(own, tmp_path, classes, message):
     (lambda root: edit(root, lambda coco: coco['annotations'][2].pop('segmentation')),
      r'annotation 3 of .*instances_train.json has no segmentation.*RetinaNet'),
     (lambda root: edit(root, lambda coco: coco['annotations'][0].update(segmentation=[])), 'annotation 1 of .*no segmentation'),
+    (lambda root: edit(root, lambda coco: coco['annotations'].clear()), r'instances_train.json has no annotation of .*circle'),
     (lambda root: edit(root, lambda coco: coco['images'].clear()), r'instances_train.json lists no images'),
     (lambda root: edit(root, lambda coco: coco.pop('categories')), r'not in COCO format: it has no list of categories'),
     (lambda root: (root / 'annotations/instances_train.json').write_text('{"images": ['), r'instances_train.json is no JSON'),

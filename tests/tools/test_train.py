@@ -78,4 +78,4 @@ def test_missing_pretrained_weights_stop_the_training_at_once(workspace, tmp_pat
 def test_auto_scale_lr_scales(workspace, tmp_path):
     out = run(TRAIN, CONFIG, '--auto-scale-lr', '--work-dir', tmp_path, *options(
         **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 5, 'train_dataloader.batch_size': 8}), cwd=workspace)
-    assert 'Scaled the original LR of 0.001 to 0.002' in out.replace('"', '') or '0.002' in out
+    assert 'Scaling the original LR by 2.0.' in out

@@ -1,0 +1,59 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from mmsimvit.engine import find_whole_checkpoint
+from mmsimvit.engine.resume import is_whole
+
+
+def test_training_checkpoints_load_with_weights_only(tmp_path):
+    """What mmengine keeps in a checkpoint besides tensors, among it a log history that pickles as getattr."""
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    content = dict(history=history, array=np.arange(3), scalar=np.float64(0.5), flags=np.array([True]),
+                   small=np.float32([1]), optimizer=dict(step=torch.tensor(3.0)))
+    torch.save(content, tmp_path / 'training.pth')
+    loaded = torch.load(tmp_path / 'training.pth', weights_only=True)
+    assert loaded['history'].mean() == 1.5
+    assert loaded['history'].statistics('max') == 2.0
+    assert loaded['array'].tolist() == [0, 1, 2]
+    assert loaded['scalar'] == 0.5
+
+
+class Getattr:
+    """A pickle of getattr(owner, name), as a stranger's file might hold."""
+
+    def __init__(self, owner, name):
+        self.arguments = owner, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+@pytest.mark.parametrize(('owner', 'name'), [
+    (HistoryBuffer, '__init__'), (HistoryBuffer, '__globals__'), (np.ndarray, 'tofile')])
+def test_getattr_reaches_nothing_else(owner, name, tmp_path):
+    torch.save(Getattr(owner, name), tmp_path / 'stranger.pth')
+    with pytest.raises(pickle.UnpicklingError, match='is not allowed in a checkpoint'):
+        torch.load(tmp_path / 'stranger.pth', weights_only=True)
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    assert find_whole_checkpoint(tmp_path / 'nowhere') is None
+    assert find_whole_checkpoint(tmp_path) is None
+    for number in (1, 2, 10):
+        torch.save(dict(weights=torch.zeros(1000)), tmp_path / f'epoch_{number}.pth')
+    torch.save({}, tmp_path / 'best_coco_bbox_mAP_epoch_9.pth')
+    whole = (tmp_path / 'epoch_10.pth').read_bytes()
+    assert find_whole_checkpoint(tmp_path).endswith('epoch_10.pth')
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        (tmp_path / 'epoch_10.pth').write_bytes(whole[:length])
+        assert find_whole_checkpoint(tmp_path).endswith('epoch_2.pth'), length
+
+
+def test_checkpoints_before_torch_1_6_are_whole_if_not_empty(tmp_path):
+    torch.save({}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    assert is_whole(tmp_path / 'old.pth')
+    assert not is_whole(tmp_path / 'missing.pth')
