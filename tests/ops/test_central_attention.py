@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmsimvit.ops import central_attention, central_attention_reference
+from mmsimvit.ops import central_attention, central_attention_reference, eager
 
 
 def qkv(batch, height, width, channels, dtype=torch.float64, seed=0):
@@ -102,3 +102,38 @@ def test_refuses_what_it_does_not_compute(change, message):
     arguments = dict(zip(('query', 'key', 'value'), qkv(1, 4, 5, 8, torch.float32)), num_heads=2)
     with pytest.raises(ValueError, match=message):
         central_attention(**{**arguments, **change})
+
+
+@pytest.mark.parametrize('chunk_bytes', [1, 600, 3000, 9000])
+@pytest.mark.parametrize('kernel_size', [3, 5, 7])
+def test_chunks_of_rows_and_of_images_change_nothing(chunk_bytes, kernel_size, monkeypatch):
+    """From single rows, whose windows reach over several chunks, to some of the images at once."""
+    monkeypatch.setattr(eager, 'CHUNK_BYTES', chunk_bytes)
+    tensors = [x.requires_grad_() for x in qkv(5, 9, 7, 12)]
+    upstream = torch.randn(5, 9, 7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out, expected = (f(*tensors, 3, kernel_size) for f in (central_attention, central_attention_reference))
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
+    for a, b in zip(torch.autograd.grad(out, tensors, upstream), torch.autograd.grad(expected, tensors, upstream)):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('shape', [(0, 4, 4, 8), (2, 0, 4, 8), (2, 4, 0, 8)])
+def test_nothing_in_nothing_out(shape):
+    tensors = [torch.zeros(shape, requires_grad=True) for _ in range(3)]
+    out = central_attention(*tensors, 2)
+    out.sum().backward()
+    assert out.shape == tensors[0].grad.shape == shape
+
+
+def test_the_operator_keeps_query_key_and_value_alone():
+    tensors = [x.requires_grad_() for x in qkv(2, 8, 8, 16, torch.float32)]
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
+        central_attention(*tensors, 2)
+    assert saved == [(2, 8, 8, 16)] * 3
+
+
+def test_the_operator_is_well_formed():
+    tensors = [x.requires_grad_() for x in qkv(2, 3, 4, 8)]
+    torch.library.opcheck(torch.ops.mmsimvit.central_attention.default, (*tensors, 2, 3, 0.5))
+    assert torch.autograd.gradcheck(lambda *x: central_attention(*x, 2), tensors)
