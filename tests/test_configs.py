@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmsimvit.datasets import CLASSES
 from tests.conftest import ROOT, SETTINGS
 
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)

@@ -95,7 +95,7 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
         raise DataError(f'the classes {tuple(classes)} are in another order than in {path}, and names would be '
                         f'swapped; write them as {tuple(name for name in names if name in classes)}')
     wanted = {category['id']: category['name'] for category in coco['categories'] if category['name'] in classes}
-    annotations = [item for item in coco['annotations'] if item['category_id'] in wanted and not item.get('ignore')]
+    annotations = [item for item in coco['annotations'] if item.get('category_id') in wanted and not item.get('ignore')]
     if to_train:
         found = {wanted[item['category_id']] for item in annotations}
         if not found:

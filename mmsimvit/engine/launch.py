@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict, DictAction
 
+# By its path, so that the config in a work dir serves the libraries' own tools as well.
+MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
 PACKAGES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
 
 
@@ -44,6 +46,6 @@ def load_config(args: Namespace) -> Config:
             if cfg.get(f'{split}_dataloader'):
                 cfg[f'{split}_dataloader'].setdefault('collate_fn', ConfigDict(type='default_collate'))
     hooks = cfg.get('custom_hooks') or []
-    if not any(hook['type'] == 'CheckpointMatchHook' for hook in hooks):
-        cfg.custom_hooks = [*hooks, ConfigDict(type='CheckpointMatchHook')]
+    if not any(hook['type'] == MATCH_HOOK for hook in hooks):  # a config from a work dir has it already
+        cfg.custom_hooks = [*hooks, ConfigDict(type=MATCH_HOOK)]
     return cfg

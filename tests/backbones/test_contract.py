@@ -158,11 +158,17 @@ def test_traces_hold_for_other_sizes(build):
 @all_backbones
 def test_compiles_to_one_graph_for_any_size(build):
     torch.manual_seed(0)
-    model = build().eval()
+    model = build(drop_path_rate=0.0)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
     for size in ((64, 64), (71, 130), (128, 35)):
-        for a, b in zip(compiled(image(2, 3, *size)), model(image(2, 3, *size)), strict=True):
-            torch.testing.assert_close(a, b)
+        results = []
+        for function in (compiled, model):
+            model.zero_grad()
+            outs = function(image(2, 3, *size))
+            sum(out.square().sum() for out in outs).backward()
+            results.append([*outs, *(p.grad.clone() for p in model.parameters())])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize('name', BACKBONES)
