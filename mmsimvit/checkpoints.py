@@ -1,7 +1,9 @@
 """Checkpoints: published parameter names -> ours, and how much of a checkpoint a backbone can use."""
+import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -90,7 +92,7 @@ def as_mmengine_reads(checkpoint: Mapping) -> Mapping:
 
 def strip_module(state_dict: Mapping) -> dict:
     """Names without the ``module.`` that data-parallel wrappers put before them."""
-    return {re.sub(r'^(module\.)+', '', name): value for name, value in state_dict.items()}
+    return {name.removeprefix('module.'): value for name, value in state_dict.items()}
 
 
 def strip_prefix(state_dict: Mapping) -> dict:
@@ -108,7 +110,8 @@ def load_file(path: str) -> Mapping:
     """
     try:
         if '://' in path:
-            checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+            with _only_weights():
+                checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
         else:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
@@ -124,6 +127,18 @@ def load_file(path: str) -> Mapping:
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not names and tensors')
     return checkpoint
+
+
+@contextmanager
+def _only_weights() -> Iterator[None]:
+    """torch.hub, which mmengine's downloads go through, asks for ``weights_only=False``; this overrules it."""
+    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(name)
+    os.environ[name] = '1'
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 class Match(NamedTuple):
@@ -186,6 +201,8 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
     if prefix is None:
         prefix = next((known for known in ('module.backbone.', 'backbone.', 'module.')
                        if any(name.startswith(known) for name in state_dict)), None)
+    elif not prefix.endswith('.'):
+        prefix += '.'  # as mmengine does
     state_dict = {name.removeprefix(prefix or ''): value for name, value in state_dict.items()
                   if name.startswith(prefix or '')}
     # What lies beyond the last built stage is rightly left unused; a surplus block within one means another variant.

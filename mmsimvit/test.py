@@ -6,11 +6,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from .checkpoints import CheckpointError
+from .checkpoints import load_file
 from .datasets import check_data
 from .engine.errors import one_line_errors
 from .engine.launch import add_common_arguments, load_config
-from .engine.resume import is_whole
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -29,13 +28,12 @@ def configure(args: argparse.Namespace) -> Config:
     """The config to test.
 
     Raises:
-        CheckpointError: if the checkpoint is missing or cut short.
+        CheckpointError: if the checkpoint is missing, cut short or no checkpoint.
         SystemExit: for an option that the config does not support.
     """
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
-    if '://' not in args.checkpoint and not is_whole(args.checkpoint):
-        raise CheckpointError(f'checkpoint {args.checkpoint} does not exist or was cut short')
+    load_file(args.checkpoint)  # for its errors, which name the file
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise SystemExit(f'error: --out writes a pickle file, so its name must end in .pkl or .pickle, got {args.out}')
     if args.show_dir is not None:
@@ -62,7 +60,8 @@ def _draw(cfg: Config, args: argparse.Namespace) -> None:
 
 def _augment(cfg: Config, args: argparse.Namespace) -> None:
     """Wrap model and pipeline for test-time augmentation; flipping where the config does not say."""
-    if cfg.default_scope == 'mmdet' and 'segm' in cfg.test_evaluator.get('metric', ''):
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.default_scope == 'mmdet' and any('segm' in evaluator.get('metric', '') for evaluator in evaluators):
         raise SystemExit('error: MMDetection merges augmented boxes but not masks; --tta is for detectors without masks')
     if cfg.default_scope == 'mmdet':
         cfg.setdefault('tta_model', ConfigDict(

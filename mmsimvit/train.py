@@ -7,12 +7,11 @@ from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from .checkpoints import CheckpointError
+from .checkpoints import load_file
 from .datasets import check_data
 from .engine import find_whole_checkpoint
 from .engine.errors import one_line_errors
 from .engine.launch import add_common_arguments, load_config
-from .engine.resume import is_whole
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -32,7 +31,7 @@ def configure(args: argparse.Namespace) -> Config:
     """The config to train.
 
     Raises:
-        CheckpointError: if the checkpoint to resume from is missing or cut short.
+        CheckpointError: if the checkpoint to start from is missing, cut short or no checkpoint.
         SystemExit: for an option that this machine or config does not support.
     """
     cfg = load_config(args)
@@ -42,7 +41,7 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
                              'have; add auto_scale_lr=dict(base_batch_size=...), the batch size that its rate is for')
         cfg.auto_scale_lr.enable = True
@@ -54,9 +53,8 @@ def configure(args: argparse.Namespace) -> Config:
             cfg.resume, cfg.load_from = True, checkpoint
     elif args.resume is not None:
         cfg.resume, cfg.load_from = True, args.resume
-        if '://' not in args.resume and not is_whole(args.resume):
-            raise CheckpointError(f'checkpoint {args.resume} does not exist or was cut short; --resume without a name '
-                                  'takes the last whole one in the work dir')
+    if cfg.get('load_from'):
+        load_file(cfg.load_from)  # for its errors, which name the file
     return cfg
 
 

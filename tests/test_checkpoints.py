@@ -1,4 +1,6 @@
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -80,6 +82,14 @@ def test_pretrained_loads_in_all_three_libraries(scope, inside, converted, tmp_p
     assert all(torch.equal(tensor, converted[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize('prefix', ['encoder', 'encoder.'])
+def test_a_prefix_may_be_given(prefix, converted, tmp_path):
+    torch.save(dict(state_dict=prefixed(converted, 'encoder.')), tmp_path / 'weights.pth')
+    model = SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix=prefix))
+    model.init_weights()
+    assert torch.equal(model.stages[1].norm.weight, converted['stages.1.norm.weight'])
+
+
 def test_pretrained_serves_a_backbone_cut_short(converted_file, converted):
     model = SimViT('micro', out_indices=(1, ), init_cfg=dict(type='Pretrained', checkpoint=converted_file))
     model.init_weights()
@@ -127,6 +137,17 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
         with pytest.raises(CheckpointError, match=f'{name} is refused: it holds more than tensors'):
             load_file(str(tmp_path / name))
     assert not (tmp_path / 'proof').exists()
+
+
+def test_code_in_a_downloaded_checkpoint_does_not_run(tmp_path, monkeypatch):
+    torch.save(dict(state_dict={}, extra=Payload(str(tmp_path / 'proof'))), tmp_path / 'stranger.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    monkeypatch.setattr('torch.hub.download_url_to_file',
+                        lambda url, path, *_, **__: shutil.copy(tmp_path / 'stranger.pth', path))
+    with pytest.raises(CheckpointError, match='is refused: it holds more than tensors'):
+        load_file('https://example.org/stranger.pth')
+    assert not (tmp_path / 'proof').exists()
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut short', b'no checkpoint'])

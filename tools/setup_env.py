@@ -27,7 +27,7 @@ SUPPORTED = ((3, 10), (3, 12))
 PROBE = '''
 import importlib.metadata, pip, platform, sys
 for package in importlib.metadata.distributions():
-    if not package.files or not all(package.locate_file(file).exists() for file in package.files):
+    if not package.files or not all(package.locate_file(file).exists() for file in package.files if file.suffix != '.pyc'):
         sys.exit(f'{package.name} is not whole')
 print(platform.python_version())
 '''
@@ -115,15 +115,17 @@ def read_requirements() -> list[str]:
 
 def install_mmcv(requirement: str) -> None:
     """Install mmcv with its ops: a cached wheel, one that the user's pip finds, or one compiled here."""
-    if ops_work():
+    if ops_work(requirement):
         return
     opencv = run_python('import cv2')
     if opencv.returncode:
         stop(f'opencv, which mmcv needs, does not load: {last_line(opencv.stderr)} (Debian, Ubuntu: apt install libgl1 '
              'libglib2.0-0)')
-    torch, device, cuda_home = run_python(
-        'import torch; from torch.utils.cpp_extension import CUDA_HOME; '
-        'print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu", CUDA_HOME or "-")').stdout.split()
+    probe = run_python('import torch; from torch.utils.cpp_extension import CUDA_HOME; '
+                       'print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu", CUDA_HOME or "-")')
+    if probe.returncode:
+        stop(f'torch does not load: {last_line(probe.stderr)}')
+    torch, device, cuda_home = probe.stdout.strip().split(maxsplit=2)
     if device == 'cuda' and cuda_home == '-':
         stop('a GPU was found, but no CUDA compiler (nvcc) to build the ops of mmcv for it: install the CUDA toolkit of '
              f'torch {torch}, or set CUDA_VISIBLE_DEVICES= (empty) to build for the CPU alone')
@@ -132,7 +134,7 @@ def install_mmcv(requirement: str) -> None:
     cache = Path(os.environ.get('MMSIMVIT_CACHE', Path.home() / '.cache/mmsimvit')) / key
     for wheel in cache.glob('*.whl'):
         pip('install', '--no-deps', '--force-reinstall', str(wheel))
-        if ops_work():
+        if ops_work(requirement):
             return
         print(f'the cached {wheel.name} does not work here and is built again', flush=True)
         shutil.rmtree(cache)
@@ -140,11 +142,11 @@ def install_mmcv(requirement: str) -> None:
     try:
         compiled = build_wheel(requirement, '--prefer-binary', building)
         pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
-        if not compiled and not ops_work():  # a wheel that was built with another torch
+        if not compiled and not ops_work(requirement):  # a wheel that was built with another torch
             shutil.rmtree(building)
             build_wheel(requirement, '--no-binary=mmcv', building)
             pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
-        if not ops_work():
+        if not ops_work(requirement):
             stop(f'{requirement} was built but its ops do not load: {last_line(run_python("import mmcv.ops").stderr)}')
         if not cache.exists():  # whole or not at all, and another process may have been faster
             building.rename(cache)
@@ -152,8 +154,10 @@ def install_mmcv(requirement: str) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def ops_work() -> bool:
-    code = ('import torch; from mmcv.ops import nms; device = "cuda" if torch.cuda.is_available() else "cpu"; '
+def ops_work(requirement: str) -> bool:
+    """Whether this version of mmcv is installed, and its compiled code runs."""
+    code = (f'import mmcv, torch; assert mmcv.__version__ == {requirement.split("==")[1]!r}; '
+            'from mmcv.ops import nms; device = "cuda" if torch.cuda.is_available() else "cpu"; '
             'nms(torch.tensor([[0., 0., 1., 1.]], device=device), torch.tensor([1.], device=device), 0.5)')
     return run_python(code).returncode == 0
 
@@ -162,7 +166,7 @@ def build_wheel(requirement: str, source: str, folder: Path) -> bool:
     """``pip wheel`` with the compiler's progress on a line and all of its output in a log; whether it compiled."""
     # Half the time goes into debug information, and pip's own cache does not know for which torch a wheel was built.
     flags = ' '.join(filter(None, [os.environ.get('CFLAGS'), '-g0']))
-    env = dict(os.environ, CFLAGS=flags, MAX_JOBS=os.environ.get('MAX_JOBS', str(os.cpu_count())), MMCV_WITH_OPS='1',
+    env = dict(clean_environment(), CFLAGS=flags, MAX_JOBS=os.environ.get('MAX_JOBS', str(os.cpu_count())), MMCV_WITH_OPS='1',
                PATH=os.pathsep.join([str(PYTHON.parent), os.environ['PATH']]))
     command = [PYTHON, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir', source,
                '--wheel-dir', folder, requirement]
@@ -188,12 +192,17 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([PYTHON, '-I', '-c', code], capture_output=True, text=True)
 
 
+def clean_environment() -> dict:
+    """The user's environment without what would let pip look at, or install to, other places than .venv."""
+    return {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'PIP_USER', 'PIP_TARGET')}
+
+
 def last_line(text: str) -> str:
     return text.strip().splitlines()[-1] if text.strip() else ''
 
 
 def pip(*arguments: str) -> None:
-    result = subprocess.run([PYTHON, '-m', 'pip', *arguments])
+    result = subprocess.run([PYTHON, '-m', 'pip', *arguments], env=clean_environment())
     if result.returncode:
         stop(f'pip {arguments[0]} failed, see above; run the same command again to go on from here')
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
@@ -35,7 +36,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         loader = cfg.get(f'{split}_dataloader')
         for dataset in _leaf_datasets(loader['dataset']) if loader else ():
             if dataset not in checked and dataset['type'] in CHECKED and not _is_remote(dataset):
-                _check_dataset(dataset, to_train=split == 'train')
+                _check_dataset(dataset, split)
                 checked.append(dataset)
 
 
@@ -54,10 +55,12 @@ def _is_remote(dataset: dict) -> bool:
     return bool(dataset.get('backend_args')) or '://' in f'{dataset.get("data_root")}{dataset.get("ann_file")}'
 
 
-def _check_dataset(dataset: dict, to_train: bool) -> None:
+def _check_dataset(dataset: dict, split: str) -> None:
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
     folders = {kind: Path(root, path) for kind, path in (prefix if isinstance(prefix, dict) else {'img': prefix}).items()}
+    if not folders and dataset['type'] == 'CustomDataset':
+        folders = {'img': Path(root)}
     for folder in folders.values():
         if not folder.is_dir():
             raise DataError(f'folder {folder} does not exist; put the data there, or change data_root in the config')
@@ -66,10 +69,10 @@ def _check_dataset(dataset: dict, to_train: bool) -> None:
     if dataset['type'] in COCO and dataset.get('ann_file'):
         classes = (dataset.get('metainfo') or {}).get('classes') or DATASETS.get('mmdet.CocoDataset').METAINFO['classes']
         with_mask = any(step.get('with_mask') for step in dataset.get('pipeline', ()))
-        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, with_mask, to_train)
+        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, with_mask, split)
 
 
-def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: bool, to_train: bool) -> None:
+def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: bool, split: str) -> None:
     try:
         with open(path, encoding='utf-8') as file:
             coco = json.load(file)
@@ -77,13 +80,17 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
         raise DataError(f'annotation file {path} does not exist; put it there, or change ann_file in the config') from None
     except ValueError as error:
         raise DataError(f'annotation file {path} is no JSON ({error}); is it cut short?') from error
-    missing = [key for key in ('images', 'annotations', 'categories')
+    # COCO's test-dev has no annotations.
+    required = ('images', 'categories') if split == 'test' else ('images', 'annotations', 'categories')
+    missing = [key for key in required
                if not isinstance(coco, dict) or not isinstance(coco.get(key), list)]
     if missing:
         raise DataError(f'annotation file {path} is not in COCO format: it has no list of {", ".join(missing)}')
     if not coco['images']:
         raise DataError(f'annotation file {path} lists no images; nothing could be trained or evaluated on it')
     names = [category['name'] for category in coco['categories']]
+    if isinstance(classes, str) and Path(classes).is_file():
+        classes = list_from_file(classes)  # as mmengine does
     if isinstance(classes, str):
         raise DataError(f'classes is the text {classes!r} and would be read letter by letter; write ({classes!r}, )')
     unknown = [name for name in classes if name not in names]
@@ -95,8 +102,8 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
         raise DataError(f'the classes {tuple(classes)} are in another order than in {path}, and names would be '
                         f'swapped; write them as {tuple(name for name in names if name in classes)}')
     wanted = {category['id']: category['name'] for category in coco['categories'] if category['name'] in classes}
-    annotations = [item for item in coco['annotations'] if item.get('category_id') in wanted and not item.get('ignore')]
-    if to_train:
+    annotations = [item for item in coco.get('annotations', ()) if item.get('category_id') in wanted and not item.get('ignore')]
+    if split == 'train':
         found = {wanted[item['category_id']] for item in annotations}
         if not found:
             raise DataError(f'{path} has no annotation of {_some(classes)}; there is nothing to learn from it')
@@ -108,10 +115,22 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
         if bare is not None:
             raise DataError(f'annotation {bare.get("id")} of {path} has no segmentation, but the pipeline loads masks; '
                             'use a detector without mask head, such as RetinaNet, or annotations with masks')
-    lost = [image['file_name'] for image in coco['images'] if not (images / image['file_name']).is_file()]
+    sizes = {image['file_name']: _size(images / image['file_name']) for image in coco['images']}
+    lost = [name for name, size in sizes.items() if size is None]
     if lost:
         raise DataError(f'image {images / lost[0]} of {path} does not exist ({len(lost)} of {len(coco["images"])} are '
                         'missing); put it there, or change data_prefix in the config')
+    empty = [name for name, size in sizes.items() if size == 0]
+    if empty:
+        raise DataError(f'image {images / empty[0]} of {path} is empty ({len(empty)} of {len(sizes)} are); replace it, or take '
+                        'it out of the annotations')
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _some(names) -> str:

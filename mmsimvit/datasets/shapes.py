@@ -9,6 +9,7 @@ that the same seed gives the same pixels on any machine. One folder serves the t
     classification/{training,validation}/<class>/000000.png one object an image, for MMPreTrain
     shapes.json                                             the settings it was generated with
 """
+import glob
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from .errors import DataError
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 SPLITS = ('training', 'validation')
 SETTINGS = ('num_training', 'num_validation', 'image_size', 'seed')
+UNFINISHED = '.unfinished'
 VERSION = 1  # of the pixels; a change of the renderer must raise it
 
 SUBPIXELS = 16
@@ -68,10 +70,8 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
     if _is_there(root, settings):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    for left in root.parent.glob(f'.{root.name}-*'):  # by a generation that was killed
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
-    building = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    _clean_up(root)
+    building = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', suffix=UNFINISHED, dir=root.parent))
     try:
         building.chmod(0o755)  # mkdtemp makes it private
         with Progress() as progress:
@@ -97,6 +97,16 @@ def shapes_dataset(dataset: dict, root: str, **options):
     settings = {name: options.pop(name) for name in SETTINGS if name in options}
     generate_shapes(root, **settings)
     return DATASETS.build({**dataset, **options})
+
+
+def _clean_up(root: Path) -> None:
+    """Remove what generations left that were killed more than a day ago."""
+    for left in root.parent.glob(f'.{glob.escape(root.name)}-*{UNFINISHED}'):
+        try:
+            if time.time() - left.stat().st_mtime > 86400:
+                shutil.rmtree(left)
+        except FileNotFoundError:  # another process finished or removed it
+            continue
 
 
 def _is_there(root: Path, settings: dict) -> bool:

@@ -1,5 +1,4 @@
 import os
-import pickle
 import re
 import sys
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError):
         path = re.search(r"'(.+)'", last_line)
         return f'{path[1] if path else last_line} does not exist; is the path in the config, or on the command line, right?'
-    if isinstance(error, pickle.UnpicklingError):
-        return ('the checkpoint is refused: it holds more than tensors and training state and could run code when '
-                'loaded, or it is no checkpoint at all')
+    nothing = re.search(r'Found 0 files in subfolders of: (.+?)\.?$', last_line)  # mmpretrain.datasets.CustomDataset
+    if nothing:
+        return f'folder {nothing[1]} has no images in its subfolders, one for each class; put the data there'
     return None

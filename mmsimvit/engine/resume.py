@@ -33,15 +33,15 @@ def _get_statistic(owner: type, name: str):
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
     """The last checkpoint of a training in ``work_dir`` that was written to its end, or None.
 
-    mmengine names it in a file, by a path that is wrong once the folder was moved; when that one is gone or not whole,
-    the newest is taken.
+    The newest by its time, for a folder may hold a longer training of before; mmengine's own note of the last one is
+    written after it, and by a path that is wrong once the folder was moved.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
-    named = [work_dir / Path(pointer.read_text().strip()).name] if pointer.is_file() else []
-    others = [path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)]
-    others.sort(key=lambda path: (path.stat().st_mtime, int(re.findall(r'\d+', path.name)[-1])), reverse=True)
-    return next((str(path) for path in named + others if is_whole(path)), None)
+    named = {work_dir / Path(pointer.read_text().strip()).name} if pointer.is_file() else set()
+    numbered = {path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)}
+    whole = [path for path in named | numbered if is_whole(path)]
+    return str(max(whole, key=lambda path: path.stat().st_mtime_ns)) if whole else None
 
 
 def is_whole(path: str | Path) -> bool:

@@ -81,6 +81,7 @@ def test_class_names(own, tmp_path, classes, message):
     (lambda root: edit(root, lambda coco: coco.pop('categories')), r'not in COCO format: it has no list of categories'),
     (lambda root: (root / 'annotations/instances_train.json').write_text('{"images": ['), r'instances_train.json is no JSON'),
     (lambda root: (root / 'annotations/instances_train.json').unlink(), r'instances_train.json does not exist'),
+    (lambda root: (root / 'train/000003.png').write_bytes(b''), r'train/000003.png of .* is empty \(1 of 8 are\)'),
     (lambda root: (root / 'train/000003.png').unlink(), r'train/000003.png of .* does not exist \(1 of 8 are missing\)'),
     (lambda root: [path.unlink() for path in (root / 'train').iterdir()], r'folder .*own/train is empty'),
     (lambda root: shutil.rmtree(root / 'train'), r'folder .*own/train does not exist'),
@@ -97,6 +98,31 @@ def test_boxes_alone_are_enough_without_a_mask_head(own, tmp_path):
     cfg = Config.fromfile(user_config(tmp_path))
     cfg.train_dataloader.dataset.pipeline[1].with_mask = False
     check_data(cfg, ('train', ))
+
+
+def test_a_test_set_needs_no_annotations(own, tmp_path):
+    """As COCO's test-dev, on which predictions are only written down."""
+    edit(own, lambda coco: coco.pop('annotations'), 'val')
+    cfg = Config.fromfile(user_config(tmp_path))
+    check_data(cfg, ('test', ))
+    with pytest.raises(DataError, match='no list of annotations'):
+        check_data(cfg, ('val', ))
+
+
+def test_classes_may_be_a_file(own, tmp_path):
+    (tmp_path / 'classes.txt').write_text('\n'.join(CLASSES))
+    cfg = Config.fromfile(user_config(tmp_path))
+    cfg.train_dataloader.dataset.metainfo.classes = str(tmp_path / 'classes.txt')
+    check_data(cfg, ('train', ))
+
+
+def test_an_empty_classification_folder(tmp_path):
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'own'))
+    with pytest.raises(DataError, match='own does not exist'):
+        check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train', ))
+    (tmp_path / 'own').mkdir()
+    with pytest.raises(DataError, match='own is empty'):
+        check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train', ))
 
 
 def test_wrapped_datasets_are_looked_into(own, tmp_path):

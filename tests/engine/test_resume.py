@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         (tmp_path / 'epoch_10.pth').write_bytes(whole[:length])
         assert find_whole_checkpoint(tmp_path).endswith('epoch_2.pth'), length
+
+
+def test_mmengines_note_of_the_last_checkpoint_is_one_of_the_candidates(tmp_path):
+    """It knows of other names, but is older than a checkpoint after which the training was killed at once."""
+    (tmp_path / 'last_checkpoint').write_text('/moved/from/custom_1.pth')
+    assert find_whole_checkpoint(tmp_path) is None
+    torch.save({}, tmp_path / 'custom_1.pth')
+    assert find_whole_checkpoint(tmp_path).endswith('custom_1.pth')
+    torch.save({}, tmp_path / 'epoch_2.pth')
+    os.utime(tmp_path / 'custom_1.pth', (1, 1))
+    assert find_whole_checkpoint(tmp_path).endswith('epoch_2.pth')
 
 
 def test_checkpoints_before_torch_1_6_are_whole_if_not_empty(tmp_path):

@@ -64,7 +64,7 @@ def test_a_package_that_is_not_whole_is_found_out(script, tmp_path):
     info = site / 'half-1.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: half\nVersion: 1.0\n')
-    (info / 'RECORD').write_text('half.py,,\nhalf-1.0.dist-info/METADATA,,\n')
+    (info / 'RECORD').write_text('half.py,,\n__pycache__/half.cpython-311.pyc,,\nhalf-1.0.dist-info/METADATA,,\n')
     assert 'half is not whole' in script.run_python(script.PROBE).stderr
     (site / 'half.py').touch()
     assert script.run_python(script.PROBE).returncode == 0

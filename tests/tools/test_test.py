@@ -112,7 +112,8 @@ def test_bad_options_end_with_one_line(untrained, workspace, tmp_path):
     cut = tmp_path / 'cut.pth'
     cut.write_bytes(untrained.read_bytes()[:1000])
     for words, message in (
-        ([cut], 'cut.pth does not exist or was cut short'),
+        ([cut], 'cut.pth cannot be read, it may have been cut short'),
+        ([DETECTION], 'maskrcnn_simvit_micro_shapes.py is refused'),
         ([tmp_path / 'nowhere.pth'], 'nowhere.pth does not exist'),
         ([untrained, '--out', 'out.json'], 'must end in .pkl or .pickle, got out.json'),
         ([untrained, '--tta'], 'merges augmented boxes but not masks'),
@@ -127,7 +128,7 @@ def test_detectors_without_masks_have_tta(tmp_path):
     config = tmp_path / 'boxes.py'
     config.write_text(f'_base_ = {str(DETECTION)!r}\nmodel = dict(roi_head=dict(mask_head=None, mask_roi_extractor=None))\n'
                       "test_evaluator = dict(metric='bbox')\n")
-    (tmp_path / 'any.pth').write_bytes(b'\x80\x02')
+    torch.save({}, tmp_path / 'any.pth')
     cfg = configure(parse_args([str(config), str(tmp_path / 'any.pth'), '--tta']))
     assert cfg.model.type == 'DetTTAModel'
     assert cfg.model.module.type == 'MaskRCNN'

@@ -58,7 +58,10 @@ def test_options_that_cannot_be_met_end_with_one_line(workspace, tmp_path):
         assert run(TRAIN, CONFIG, '--amp', cwd=workspace, code=1) == (
             'error: --amp needs a GPU, and none was found; train without it\n')
     out = run(TRAIN, CONFIG, '--resume', 'nowhere.pth', cwd=workspace, code=1)
-    assert out.startswith('error: checkpoint nowhere.pth does not exist or was cut short')
+    assert out == 'error: checkpoint nowhere.pth does not exist\n'
+    (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 cut')
+    out = run(TRAIN, CONFIG, '--cfg-options', f'load_from={tmp_path}/cut.pth', cwd=workspace, code=1)
+    assert f'error: checkpoint {tmp_path}/cut.pth cannot be read, it may have been cut short' in out
     (tmp_path / 'bare.py').write_text(f'_base_ = {str(CONFIG)!r}\nauto_scale_lr = dict(_delete_=True)\n')
     out = run(TRAIN, tmp_path / 'bare.py', '--auto-scale-lr', cwd=workspace, code=1)
     assert 'needs auto_scale_lr.base_batch_size' in out
