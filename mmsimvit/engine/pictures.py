@@ -88,8 +88,9 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
         sample.pred_instances = _enlarged(
             InstanceData(bboxes=found.bboxes, labels=found.labels, scores=found.scores), found.masks, zoom, size)
         visualizer.add_datasample('detections', big, sample, pred_score_thr=score_thr, show=False)
-        tile = visualizer.get_image()
-        tiles.append(np.pad(tile, ((4, 4), (4, 4), (0, 0)), constant_values=255))
+        left, right = np.split(visualizer.get_image(), 2, axis=1)
+        line = np.full((height, 4, 3), 255, left.dtype)
+        tiles.append(np.pad(np.concatenate((left, line, right), axis=1), ((4, 4), (4, 4), (0, 0)), constant_values=255))
     width = max(tile.shape[1] for tile in tiles)
     tiles = [np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), constant_values=255) for tile in tiles]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)

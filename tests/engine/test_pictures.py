@@ -50,11 +50,11 @@ def test_ground_truth_is_drawn_beside_predictions(workspace, tmp_path, monkeypat
         torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'untrained.pth')
     draw_detections(config, tmp_path / 'untrained.pth', tmp_path / 'out.png', height=128)
     drawn = np.asarray(Image.open(tmp_path / 'out.png')).astype(int)
-    assert drawn.shape == (2 * (128 + 8), 2 * (2 * 128 + 8), 3)
-    truth, found = drawn[4:132, 4:132], drawn[4:132, 132:260]
+    assert drawn.shape == (2 * (128 + 8), 2 * (2 * 128 + 12), 3)
+    truth, found = drawn[4:132, 4:132], drawn[4:132, 136:264]
     mask = np.asarray(Image.open('data/shapes/annotations/validation/000000.png').resize((128, 128), 0)) > 0
     changed = np.abs(truth - found).max(-1) > 10
     assert changed[mask].mean() > 0.5
     image = np.asarray(Image.open('data/shapes/images/validation/000000.png').resize((128, 128), 0)).astype(int)
     assert np.abs(found - image).mean() < 5
-    assert (drawn[140:, 268:] == 255).all()  # no fourth image
+    assert (drawn[140:, 272:] == 255).all()  # no fourth image
