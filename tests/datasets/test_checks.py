@@ -125,6 +125,15 @@ def test_an_empty_classification_folder(tmp_path):
         check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train', ))
 
 
+def test_the_first_process_alone_looks(own, tmp_path, monkeypatch):
+    (own / 'train/000000.png').unlink()
+    monkeypatch.setenv('RANK', '1')
+    check_data(Config.fromfile(user_config(tmp_path)), ('train', ))
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(DataError):
+        check_data(Config.fromfile(user_config(tmp_path)), ('train', ))
+
+
 def test_wrapped_datasets_are_looked_into(own, tmp_path):
     cfg = Config.fromfile(user_config(tmp_path))
     inner = copy.deepcopy(cfg.train_dataloader.dataset)

@@ -1,7 +1,9 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -135,3 +137,11 @@ def test_an_error_in_a_generation_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         generate_shapes(tmp_path / 'shapes', **SETTINGS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_old_leftovers_are_removed_and_nothing_else(tmp_path):
+    for name, age in (('.shapes-a.unfinished', 2 * 86400), ('.shapes-b.unfinished', 60), ('.shapes-backup', 2 * 86400)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age, ) * 2)
+    generate_shapes(tmp_path / 'shapes', **SETTINGS)
+    assert {path.name for path in tmp_path.iterdir()} == {'shapes', '.shapes-b.unfinished', '.shapes-backup'}

@@ -1,0 +1,39 @@
+"""What the command lines make of a config and of errors."""
+
+from mmsimvit.engine.errors import explain
+from mmsimvit.engine.launch import MATCH_HOOK
+from mmsimvit.train import configure, parse_args
+from tests.conftest import ROOT
+
+CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
+
+
+def test_the_config_of_a_work_dir_serves_again(tmp_path):
+    """It holds the hook that the first run added; hooks of the user stay, and none at all is fine."""
+    cfg = configure(parse_args([str(CONFIG), '--work-dir', str(tmp_path)]))
+    cfg.custom_hooks.append(dict(type='EmptyCacheHook'))
+    cfg.dump(tmp_path / 'again.py')
+    again = configure(parse_args([str(tmp_path / 'again.py')]))
+    assert [hook.type for hook in again.custom_hooks] == [MATCH_HOOK, 'EmptyCacheHook']
+    (tmp_path / 'none.py').write_text(f'_base_ = {str(CONFIG)!r}\ncustom_hooks = None\n')
+    assert [hook.type for hook in configure(parse_args([str(tmp_path / 'none.py')])).custom_hooks] == [MATCH_HOOK]
+
+
+def test_mmpretrain_gets_the_collation_that_its_tools_add(tmp_path):
+    (tmp_path / 'cls.py').write_text("default_scope = 'mmpretrain'\ntrain_dataloader = dict(batch_size=2)\n")
+    cfg = configure(parse_args([str(tmp_path / 'cls.py')]))
+    assert cfg.train_dataloader.collate_fn.type == 'default_collate'
+
+
+def test_errors_of_code_are_not_explained_away():
+    assert explain(RuntimeError('a bug')) is None
+    assert explain(KeyError('')) is None
+
+
+def test_an_error_of_a_worker_is_its_last_line():
+    trace = 'Caught AssertionError in DataLoader worker.\nTraceback ...\nAssertionError: failed to load image: a b.png'
+    assert explain(AssertionError(trace)).startswith('image a b.png cannot be decoded; ')
+
+
+def test_class_folders_without_images():
+    assert explain(RuntimeError('Found 0 files in subfolders of: data/cls.')).startswith('folder data/cls has no images')
