@@ -45,9 +45,8 @@ class CentralAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        key, value = self.kv(x).chunk(2, -1)
         dropout_p = self.attn_drop_rate if self.training else 0.0
-        x = central_attention(self.q(x), key, value, self.num_heads, self.kernel_size, dropout_p=dropout_p)
+        x = central_attention(self.q(x), self.kv(x), None, self.num_heads, self.kernel_size, dropout_p=dropout_p)
         return self.proj(x)
 
 

@@ -1,128 +1,157 @@
 """Multi-head central self-attention, the core of SimViT (arXiv 2112.13085, section 3.2)."""
+from importlib import import_module
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import eager
+from . import backends, composite, eager, reference
 
 
-def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int = 3,
-                      scale: float | None = None, dropout_p: float = 0.0) -> Tensor:
+def central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int = 3,
+                      scale: float | None = None, dropout_p: float = 0.0, backend: str = 'auto') -> Tensor:
     """Let each pixel attend to the ``kernel_size`` x ``kernel_size`` window around it.
 
     Keys and values outside the map are zero vectors that stay in the softmax, with logit 0 and value 0: they are
     neither masked out nor replaced by shifting the window into the map.
 
     Args:
-        query, key, value: ``(B, H, W, C)`` each, any strides; the heads lie one after the other in C.
+        query, key, value: ``(B, H, W, C)`` each, any strides; the heads lie one after the other in C. If ``value`` is
+            None, ``key`` is ``(B, H, W, 2C)`` with the keys in its first half and the values in its second, as a joint
+            projection gives them; its gradient then comes in one piece too.
         num_heads: number of heads; divides C.
         kernel_size: width of the window in pixels, odd.
         scale: factor on the logits; ``(C / num_heads) ** -0.5`` if None.
         dropout_p: probability with which an attention weight is set to zero.
+        backend: ``auto`` for what :func:`mmsimvit.ops.set_backend` says, or else the fastest: ``triton`` on CUDA devices,
+            ``eager`` on the CPU, ``composite`` elsewhere. These three and ``reference`` can be asked for by name.
+            Attention dropout and the export to ONNX always take ``composite``, or ``reference`` if that is asked for.
 
     Returns:
-        ``(B, H, W, C)``, contiguous, in the dtype of ``value``. The softmax is computed in float32 at least.
+        ``(B, H, W, C)``, contiguous, in the dtype of ``query``. The softmax is computed in float32 at least. Under
+        autocast, float32 tensors are taken in the lower precision.
 
     Raises:
-        ValueError: for shapes, dtypes, a head count, a window or a dropout rate that do not fit.
+        ValueError: for shapes, dtypes, a head count, a window, a dropout rate or a backend that do not fit.
+        RuntimeError: if the backend asked for cannot run here.
     """
+    query, key, value = _autocast(query, key, value)
     scale = _check(query, key, value, num_heads, kernel_size, scale, dropout_p)
-    if dropout_p > 0:
-        return _composite(query, key, value, num_heads, kernel_size, scale, dropout_p)
-    return _central_attention(query, key, value, num_heads, kernel_size, scale)
-
-
-def central_attention_reference(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int = 3,
-                                scale: float | None = None, dropout_p: float = 0.0) -> Tensor:
-    """What :func:`central_attention` computes, written to be checked by eye; it unfolds all k * k neighbours."""
-    scale = _check(query, key, value, num_heads, kernel_size, scale, dropout_p)
-    query = _split_heads(query, num_heads)
-    key, value = (
-        _split_heads(_pad(x, kernel_size).unfold(1, kernel_size, 1).unfold(2, kernel_size, 1).flatten(4).mT, num_heads)
-        for x in (key, value))  # (B, H, W, k * k, heads, C / heads)
-    logits = torch.einsum('bhwnd,bhwknd->bhwnk', query, key) * scale
-    return torch.einsum('bhwnk,bhwknd->bhwnd', _attention_weights(logits, dropout_p).to(value.dtype), value).flatten(3)
+    backend = backends.chosen(backend)
+    if backend == 'auto' and backends.automatic(query.device) == 'composite':
+        backend = 'composite'
+    if backend not in ('reference', 'composite'):
+        if not (dropout_p > 0 or torch.onnx.is_in_onnx_export()):
+            return _central_attention(query, key, value, num_heads, kernel_size, scale, backend)
+        if dropout_p > 0 and not torch.compiler.is_compiling():
+            backends.warn_once(f'attention dropout ({dropout_p}) makes central attention several times slower: the fast '
+                               'implementations do not have it, as the published models train without it')
+    implementation = reference if backend == 'reference' else composite
+    return implementation.central_attention(query, *_key_and_value(key, value), num_heads, kernel_size, scale, dropout_p)
 
 
 # One opaque operator: tracing and compiling see a single node for any size, and autograd keeps query, key and value alone.
-@torch.library.custom_op('mmsimvit::central_attention', mutates_args=())
-def _central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int,
-                       scale: float) -> Tensor:
-    return eager.forward(query, key, value, num_heads, kernel_size, scale)
+@torch.library.custom_op(
+    'mmsimvit::central_attention', mutates_args=(),
+    schema='(Tensor query, Tensor key, Tensor? value, int num_heads, int kernel_size, float scale, str backend) -> Tensor')
+def _central_attention(query, key, value, num_heads, kernel_size, scale, backend):
+    implementation = _implementation(backend, query.device)
+    return implementation.forward(query, *_key_and_value(key, value), num_heads, kernel_size, scale)
 
 
-@torch.library.custom_op('mmsimvit::central_attention_backward', mutates_args=())
-def _central_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int,
-                                kernel_size: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    return eager.backward(grad, query, key, value, num_heads, kernel_size, scale)
+@torch.library.custom_op(
+    'mmsimvit::central_attention_backward', mutates_args=(),
+    schema='(Tensor grad, Tensor query, Tensor key, Tensor? value, int num_heads, int kernel_size, float scale, str backend)'
+           ' -> Tensor[]')
+def _central_attention_backward(grad, query, key, value, num_heads, kernel_size, scale, backend):
+    """The gradients of query, key and, if there is one, value."""
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value) if x is not None]
+    implementation = _implementation(backend, query.device)
+    implementation.backward(grad, query, *_key_and_value(key, value), num_heads, kernel_size, scale,
+                            grads[0], *_key_and_value(*grads[1:]))
+    return grads
 
 
 @_central_attention.register_fake
-def _(query, key, value, num_heads, kernel_size, scale):
+def _(query, key, value, num_heads, kernel_size, scale, backend):
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 @_central_attention_backward.register_fake
-def _(grad, query, key, value, num_heads, kernel_size, scale):
-    return tuple(torch.empty_like(query, memory_format=torch.contiguous_format) for _ in range(3))
+def _(grad, query, key, value, num_heads, kernel_size, scale, backend):
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value) if x is not None]
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:3])
-    ctx.arguments = inputs[3:]
+    *tensors, ctx.num_heads, ctx.kernel_size, ctx.scale, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, grad):
-    return *_central_attention_backward(grad, *ctx.saved_tensors, *ctx.arguments), None, None, None
+    grads = _central_attention_backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.kernel_size, ctx.scale, ctx.backend)
+    return *grads, *[None] * (7 - len(grads))
+
+
+def _double_backward(ctx, grads_of_grads):
+    backends.warn_once('second derivatives of central attention come from its composite form, many times slower')
+    with torch.enable_grad():
+        # New views are variables of this graph alone, and yet connect it to theirs.
+        tensors = [x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                   for x in ctx.saved_tensors]
+        grad, query, *key_and_value = tensors
+        out = composite.central_attention(query, *_key_and_value(*key_and_value), ctx.num_heads, ctx.kernel_size,
+                                          ctx.scale, 0.0)
+        inputs = [x for x in tensors if x is not None]
+        grads = torch.autograd.grad(out, inputs[1:], grad, create_graph=True)
+    grads = torch.autograd.grad(grads, inputs, grads_of_grads, create_graph=torch.is_grad_enabled())
+    return *grads, *[None] * (8 - len(grads))
 
 
 _central_attention.register_autograd(_backward, setup_context=_save)
+_central_attention_backward.register_autograd(_double_backward, setup_context=_save)
 
 
-def _composite(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
-               dropout_p: float) -> Tensor:
-    """From differentiable operations, for what the operator does not do."""
-    height, width = query.shape[1:3]
-    key, value = (_split_heads(_pad(x, kernel_size), num_heads) for x in (key, value))
-    query = _split_heads(query * scale, num_heads)
-    # Slices of the padded map are views: only one product of the size of a map exists at a time.
-    window = [(slice(None), slice(top, top + height), slice(left, left + width))
-              for top in range(kernel_size) for left in range(kernel_size)]
-    logits = torch.stack([(query * key[pixels]).sum(-1) for pixels in window], -1)  # (B, H, W, heads, k * k)
-    weights = _attention_weights(logits, dropout_p).to(value.dtype)
-    out = weights[..., :1] * value[window[0]]
-    for position, pixels in enumerate(window[1:], 1):
-        out = out + weights[..., position, None] * value[pixels]
-    return out.flatten(3)
+def _implementation(backend: str, device: torch.device):
+    """The module with ``forward`` and ``backward``."""
+    if backend == 'auto':  # also what a program that was traced on another device finds here
+        return import_module('.triton_kernels', __package__) if backends.automatic(device) == 'triton' else eager
+    if backend == 'eager':
+        return eager
+    if reason := backends.why_not_triton(device):
+        raise RuntimeError(f'backend {backend!r} cannot run central attention here: {reason}')
+    return import_module('.triton_kernels', __package__)
 
 
-def _pad(x: Tensor, kernel_size: int) -> Tensor:
-    """(B, H, W, C) with the window's reach of zeros around every map."""
-    reach = kernel_size // 2
-    return F.pad(x, (0, 0, reach, reach, reach, reach))
+def _key_and_value(key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return key.chunk(2, -1) if value is None else (key, value)
 
 
-def _split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(..., C) -> (..., heads, C / heads)."""
-    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads))
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """As the attention of torch does, float32 to the dtype of an autocast region."""
+    device_type = tensors[0].device.type
+    if device_type == 'meta' or not torch.is_autocast_enabled(device_type):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device_type)
+    return [x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
 
 
-def _attention_weights(logits: Tensor, dropout_p: float) -> Tensor:
-    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
-    return F.dropout(logits.softmax(-1, dtype=at_least_float32), dropout_p)
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float | None,
+def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, scale: float | None,
            dropout_p: float) -> float:
     """Refuse what is not computed; give the scale."""
+    shape = query.shape
     for name, x in (('query', query), ('key', key), ('value', value)):
-        if x.dim() != 4 or x.shape != query.shape:
-            raise ValueError('query, key and value must have one shape (B, H, W, C); '
-                             f'query has {tuple(query.shape)}, {name} has {tuple(x.shape)}')
+        if x is None:
+            continue
+        expected = (*shape[:-1], 2 * shape[-1]) if value is None and name == 'key' else shape
+        if x.dim() != 4 or x.shape != expected:
+            raise ValueError('query, key and value must have one shape (B, H, W, C), or key (B, H, W, 2C) without value; '
+                             f'query has {tuple(shape)}, {name} has {tuple(x.shape)}')
         if x.dtype != query.dtype or not x.is_floating_point():
             raise ValueError('query, key and value must have one floating-point dtype; '
                              f'query has {query.dtype}, {name} has {x.dtype}')
-    channels = query.shape[-1]
+        if x.device != query.device:
+            raise ValueError('query, key and value must be on one device; '
+                             f'query is on {query.device}, {name} on {x.device}')
+    channels = shape[-1]
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f'num_heads must divide the {channels} channels, got {num_heads}')
     if kernel_size < 1 or kernel_size % 2 == 0:
