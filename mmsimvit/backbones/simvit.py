@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers import DropPath
-from ..ops import central_attention
+from ..ops import central_attention, conv_ffn
 from .base import PyramidBackbone, pad_for_patches, run_block
 
 PATCH_SIZES = (4, 2, 2, 2)
@@ -73,27 +73,28 @@ class Attention(nn.Module):
 class FFN(nn.Module):
     """Feed-forward network with a depth-wise convolution, the only place besides the borders where position enters."""
 
-    def __init__(self, dims: int, hidden_dims: int):
+    def __init__(self, dims: int, hidden_dims: int, recompute: bool):
         super().__init__()
+        self.recompute = recompute
         self.fc1 = nn.Linear(dims, hidden_dims)
         self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        x = self.dwconv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
+        return conv_ffn(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias, self.fc2.weight,
+                        self.fc2.bias, self.recompute)
 
 
 class Block(nn.Module):
     """Attention and FFN, each normalised before and added to its input."""
 
-    def __init__(self, attn: nn.Module, dims: int, mlp_ratio: int, drop_path: float):
+    def __init__(self, attn: nn.Module, ffn: FFN, dims: int, drop_path: float):
         super().__init__()
         self.norm1 = LayerNorm(dims)
         self.attn = attn
         self.norm2 = LayerNorm(dims)
-        self.ffn = FFN(dims, dims * mlp_ratio)
+        self.ffn = ffn
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,6 +134,8 @@ class SimViT(PyramidBackbone):
         in_channels: channels of the input image.
         kernel_size: width of the attention window in stages 1 to 3, odd; 3 in every published model.
         attn_drop_rate: dropout on the attention weights while training.
+        recompute_ffn: compute the hidden maps of the FFNs again in the backward pass. They are most of what training
+            keeps; this costs much less time than ``with_cp``, and saves less memory.
 
     ``out_indices``, ``frozen_stages``, ``drop_path_rate``, ``with_cp`` and ``init_cfg`` are those of
     :class:`PyramidBackbone`, as are the outputs and the errors.
@@ -149,7 +152,8 @@ class SimViT(PyramidBackbone):
 
     def __init__(self, arch: str | Mapping = 'tiny', in_channels: int = 3, kernel_size: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, drop_path_rate: float = 0.1,
-                 attn_drop_rate: float = 0.0, with_cp: bool = False, init_cfg: dict | list[dict] | None = None):
+                 attn_drop_rate: float = 0.0, with_cp: bool = False, recompute_ffn: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
         super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size}')
@@ -162,7 +166,8 @@ class SimViT(PyramidBackbone):
                 attention = partial(CentralAttention, dims, num_heads, kernel_size, attn_drop_rate)
             else:
                 attention = partial(Attention, dims, num_heads, attn_drop_rate)
-            blocks = [Block(attention(), dims, mlp_ratio, rate) for rate in self.drop_path_rates[index]]
+            ffn = partial(FFN, dims, dims * mlp_ratio, recompute_ffn)
+            blocks = [Block(attention(), ffn(), dims, rate) for rate in self.drop_path_rates[index]]
             self.stages.append(Stage(PatchEmbed(in_channels, dims, PATCH_SIZES[index]), blocks, dims, with_cp))
             in_channels = dims
         self.freeze()

@@ -1,4 +1,6 @@
 """What is SimViT's own; tests/backbones/test_contract.py holds what every backbone must do."""
+import sys
+
 import pytest
 import torch
 
@@ -85,3 +87,25 @@ def test_drop_path_rates_grow_linearly_from_zero():
 def test_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SimViT('micro', **arguments)
+
+
+@pytest.mark.parametrize('worthwhile_bytes', [0, 1 << 30], ids=['in chunks', 'as a whole'])
+def test_recomputing_the_ffn_changes_memory_alone(worthwhile_bytes, monkeypatch):
+    monkeypatch.setattr(sys.modules['mmsimvit.ops.ffn'], 'WORTHWHILE_BYTES', worthwhile_bytes)
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    results, kept = [], []
+    for recompute_ffn in (False, True):
+        torch.manual_seed(0)
+        model = SimViT('micro', drop_path_rate=0.3, recompute_ffn=recompute_ffn).double()
+        torch.manual_seed(1)
+        saved = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, saved=saved: saved.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t,
+                lambda t: t):
+            outs = model(x)
+        sum(out.square().sum() for out in outs).backward()
+        results.append([*outs, *(p.grad for p in model.parameters())])
+        kept.append(sum(saved.values()) - sum(p.nbytes for p in model.parameters()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert kept[1] < 0.65 * kept[0]

@@ -1,0 +1,110 @@
+"""Measure central attention and whole backbones side by side: time, peak memory and what is kept for the backward pass.
+
+Contestants take turns in one process, and what is compared are the ratios of one round, so that a busy moment of the machine
+meets all of them.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from .contestants import COPY, OPERATIONS, PEERS, backbone_contestant, operation_contestants
+from .measure import STEPS, measure
+from .report import environment, print_table, records, write
+
+SHAPES = ['2,200,334,64,1', '2,100,167,128,2', '2,50,84,320,5', '32,56,56,64,1']  # stages 1 to 3 at 800 x 1333; stage 1 at 224
+
+
+def numbers(count: int, separator: str):
+    def parse(word: str) -> tuple[int, ...]:
+        values = tuple(int(part) if part.isdigit() else 0 for part in word.split(separator))
+        if len(values) != count or min(values) < 1:
+            raise argparse.ArgumentTypeError(f'must be {count} positive whole numbers separated by "{separator}", got {word!r}')
+        return values
+    return parse
+
+
+def at_least_one(word: str) -> int:
+    return numbers(1, ',')(word)[0]
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('models', nargs='*', metavar='MODEL',
+                        help='backbones: NAME:ARCH of a registered model (SimViT:tiny; SimViT:tiny,with_cp=True), '
+                        'published:SimViT:ARCH for the published formulation, a config file, or one of ' + ', '.join(PEERS))
+    parser.add_argument('--op', choices=OPERATIONS, help='measure this operation instead of backbones')
+    parser.add_argument('--backends', nargs='+', metavar='NAME',
+                        help='implementations of the operation: published, reference, composite, eager, triton '
+                        '(default: published, and what this machine chooses)')
+    parser.add_argument('--shapes', nargs='+', type=numbers(5, ','), metavar='B,H,W,C,HEADS',
+                        default=[numbers(5, ',')(shape) for shape in SHAPES], help='of the operation')
+    parser.add_argument('--kernel-sizes', nargs='+', type=at_least_one, default=[3], help='of the operation')
+    parser.add_argument('--sizes', nargs='+', type=numbers(2, 'x'), metavar='HxW', default=[(512, 512)], help='of the images')
+    parser.add_argument('--batch-sizes', nargs='+', type=at_least_one, default=[1])
+    parser.add_argument('--steps', nargs='+', choices=STEPS, default=list(STEPS),
+                        help='forward: without gradients; training: forward and backward')
+    parser.add_argument('--baseline', help='contestant that ratios are given to (default: the first)')
+    parser.add_argument('--rounds', type=at_least_one, default=7)
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32', help='backbones: by autocast')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--threads', type=at_least_one, default=torch.get_num_threads(), help='on the CPU')
+    parser.add_argument('--out', type=Path, metavar='DIR', help='write benchmark.json and benchmark.png there')
+    args = parser.parse_args(argv)
+    if bool(args.op) == bool(args.models):
+        parser.error('name backbones, or an operation with --op')
+    if args.op and not args.backends:
+        args.backends = ['published', 'triton' if args.device.startswith('cuda') else 'eager']
+    names = args.backends if args.op else args.models
+    args.baseline = args.baseline or names[0]
+    if args.baseline not in names:
+        parser.error(f'--baseline must be one of the contestants {", ".join(names)}, got {args.baseline}')
+    return args
+
+
+def cases(args: argparse.Namespace, dtype: torch.dtype, device: torch.device):
+    """A title and a function that gives the contestants, for every input."""
+    if args.op:
+        # The copy tells how fast this memory is.
+        for shape in args.shapes:
+            for kernel_size in args.kernel_sizes:
+                title = 'x'.join(map(str, shape[:4])) + f', {shape[4]} head{"s" if shape[4] > 1 else ""}'
+                title += f', k={kernel_size}' if kernel_size != 3 else ''
+                yield title, lambda shape=shape, k=kernel_size: operation_contestants(
+                    [*args.backends, COPY], shape, k, dtype, device)
+    else:
+        for size in args.sizes:
+            for batch in args.batch_sizes:
+                yield f'{size[0]}x{size[1]}, batch {batch}', lambda size=size, batch=batch: [
+                    backbone_contestant(word, batch, size, dtype, device) for word in args.models]
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Measure, print, and give one dict for each contestant, input and step."""
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    rows, about = [], environment(device, args.threads, args.dtype)
+    for title, contestants in cases(args, dtype, device):
+        try:
+            found = contestants()
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise SystemExit(f'error: {error}') from error
+        measure(found, args.steps, args.rounds, lambda line, title=title: show_progress(f'{title}: {line}'))
+        rows += records(title, found, args.baseline)
+        if args.out:
+            write(rows, about, args.out)  # after every case, so that an interruption loses one
+    show_progress('')
+    print_table(rows, about)
+    if args.out:
+        print(f'wrote {args.out}/benchmark.json and {args.out}/benchmark.png')
+    return rows
+
+
+def show_progress(line: str) -> None:
+    """On one line of a terminal; in a log, each on its own."""
+    if sys.stderr.isatty():
+        print(f'\r\033[K{line}', end='', file=sys.stderr, flush=True)
+    elif line:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,113 @@
+"""What can be measured: implementations of central attention, and backbones."""
+import ast
+import re
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from ..ops import central_attention
+from . import published
+from .measure import Contestant
+
+# Backbones of the size of SimViT-tiny and -small in the installed libraries, as their own configs build them.
+PEERS = {
+    'pvtv2-b1': dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
+    'pvtv2-b2': dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3]),
+    'swin-t': dict(type='mmdet.SwinTransformer', embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24],
+                   window_size=7, drop_path_rate=0.2),
+    'resnet-50': dict(type='mmdet.ResNet', depth=50, norm_cfg=dict(type='BN', requires_grad=True), norm_eval=True),
+}
+OPERATIONS = ('central_attention', )
+COPY = 'copy'  # reads and writes one map, so that its time is that of two units of traffic
+
+
+def operation_contestants(names: list[str], shape: tuple[int, int, int, int, int], kernel_size: int, dtype: torch.dtype,
+                          device: torch.device) -> list[Contestant]:
+    """Of central attention on ``(B, H, W, C)`` with a number of heads, after checking that all compute the same.
+
+    Raises:
+        ValueError: for an unknown name, or one whose numbers differ from the reference's.
+    """
+    *size, num_heads = shape
+    generator = torch.Generator().manual_seed(0)
+    query, key_value = (torch.randn(*size[:3], parts * size[3], generator=generator).to(device, dtype).requires_grad_()
+                        for parts in (1, 2))
+    copied = torch.empty_like(query)
+
+    def attend(backend):
+        return lambda: central_attention(query, key_value, None, num_heads, kernel_size, backend=backend)
+
+    known = {name: attend(name) for name in ('reference', 'composite', 'eager', 'triton')}
+    known['published'] = lambda: published.central_attention(query, key_value, num_heads, kernel_size)
+    known[COPY] = lambda: copied.copy_(query)
+    if unknown := set(names) - set(known):
+        raise ValueError(f'central_attention is not implemented as {", ".join(sorted(unknown))}; known are {", ".join(known)}')
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.1
+    with torch.no_grad():
+        # On one row alone of the map, since the reference unfolds it.
+        few = query[:1, :3].contiguous(), key_value[:1, :3].contiguous(), None, num_heads, kernel_size
+        expected = central_attention(*few, backend='reference')
+        for name in names:
+            if name == COPY:
+                continue
+            found = (published.central_attention(few[0], few[1], num_heads, kernel_size) if name == 'published'
+                     else central_attention(*few, backend=name))
+            if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
+                raise ValueError(f'{name} does not compute central attention: off by {(found - expected).abs().max():.2g}')
+    return [Contestant(name, known[name], [query, key_value], device, name != COPY) for name in names]
+
+
+def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: torch.dtype,
+                        device: torch.device) -> Contestant:
+    """Of a backbone named on the command line: ``[published:]NAME[:ARCH][,ARGUMENT=VALUE...]``, a peer, or a config.
+
+    Raises:
+        ValueError: for a word that names no backbone.
+    """
+    model = build_backbone(word).to(device)
+    model.train()
+    model.requires_grad_(True)
+    image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def call():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model(image)
+
+    return Contestant(word, call, [*model.parameters()], device)
+
+
+def build_backbone(word: str) -> torch.nn.Module:
+    name, *arguments = re.split(r',(?![^(\[]*[)\]])', word)  # not at the commas of a tuple
+    as_published = name.startswith('published:')
+    name = name.removeprefix('published:')
+    if name in PEERS:
+        cfg = dict(PEERS[name])
+    elif name.endswith('.py'):
+        if not Path(name).is_file():
+            raise ValueError(f'config {name} does not exist')
+        config = Config.fromfile(name)
+        cfg = config.model.backbone
+        cfg.pop('init_cfg', None)
+    else:
+        name, _, arch = name.partition(':')
+        cfg = dict(type=name, **dict(arch=arch) if arch else {})
+    for argument in arguments:
+        key, equals, value = argument.partition('=')
+        if not equals:
+            raise ValueError(f'{argument!r} in {word!r} must be ARGUMENT=VALUE')
+        try:
+            cfg[key] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            cfg[key] = value
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        if MODELS.get(cfg['type']) is None:
+            raise ValueError(f'{word!r} names no backbone: neither one of {", ".join(PEERS)}, nor a config file, nor a '
+                             f'registered model; write NAME:ARCH, for example SimViT:tiny')
+        model = MODELS.build(cfg)
+    if as_published:
+        if type(model).__name__ != 'SimViT':
+            raise ValueError(f'only SimViT has a published formulation here, {word!r} has not')
+        published.formulate(model)
+    return model

@@ -1,0 +1,113 @@
+"""Time and memory of functions, side by side in one process."""
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+STEPS = ('forward', 'training')  # without gradients; forward and backward
+
+
+@dataclass
+class Contestant:
+    """What is measured on one input.
+
+    Attributes:
+        call: gives the tensors to differentiate, or one of them.
+        inputs: the tensors and parameters whose gradients a training step computes.
+        can_train: whether it has gradients.
+    """
+    name: str
+    call: Callable
+    inputs: list[torch.Tensor]
+    device: torch.device
+    can_train: bool = True
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    saved_bytes: int | None = None
+
+    def run(self, step: str) -> None:
+        if step == 'forward':
+            with torch.no_grad():
+                self.call()
+        else:
+            outs = self.call()
+            outs = [outs] if isinstance(outs, torch.Tensor) else outs
+            torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
+            for x in self.inputs:
+                x.grad = None
+
+    def time(self, step: str) -> float:
+        """Seconds of one run; on a GPU, of its kernels alone, which a queue keeps from waiting for Python."""
+        if self.device.type != 'cuda':
+            start = time.perf_counter()
+            self.run(step)
+            return time.perf_counter() - start
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.empty(1 << 28, dtype=torch.int8, device=self.device).zero_()  # what the last run left in the caches
+        torch.cuda._sleep(20_000_000)
+        start.record()
+        self.run(step)
+        end.record()
+        torch.cuda.synchronize(self.device)
+        return start.elapsed_time(end) / 1000
+
+    def measure_memory(self, step: str) -> None:
+        """The most bytes allocated at a time beyond those before the step, and those kept for the backward pass."""
+        if step == 'training':
+            self.saved_bytes = self._saved()
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.run(step)
+            self.peak_bytes[step] = torch.cuda.max_memory_allocated(self.device) - before
+            return
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.run(step)
+        # Every allocation and release of torch's allocator, also those inside of operators.
+        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+        allocated = peak = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+        self.peak_bytes[step] = peak
+
+    def _saved(self) -> int:
+        storages = {}
+        own = {x.untyped_storage().data_ptr() for x in self.inputs if x.is_leaf and isinstance(x, torch.nn.Parameter)}
+
+        def keep(x):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            outs = self.call()
+        del outs
+        return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in own)
+
+
+def measure(contestants: list[Contestant], steps: tuple[str, ...], rounds: int, progress: Callable[[str], None]) -> None:
+    """Time every contestant in every round, after a warm-up, and then its memory."""
+    for step in steps:
+        taking_part = [c for c in contestants if step == 'forward' or c.can_train]
+        for contestant in taking_part:
+            progress(f'{contestant.name}: {step}, warm-up')
+            contestant.run(step)
+            contestant.seconds[step] = []
+        for number in range(rounds):
+            for contestant in taking_part:
+                progress(f'{contestant.name}: {step}, round {number + 1} of {rounds}')
+                contestant.seconds[step].append(contestant.time(step))
+        for contestant in taking_part:
+            progress(f'{contestant.name}: {step}, memory')
+            contestant.measure_memory(step)
+
+
+def ratio(baseline: list[float], other: list[float]) -> tuple[float, float, float]:
+    """How many times faster than the baseline: the median of the rounds' ratios, and their quartiles."""
+    ratios = [a / b for a, b in zip(baseline, other, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method='inclusive') if len(ratios) > 1 else ratios * 3
+    return middle, low, high
