@@ -66,7 +66,8 @@ def print_table(rows: list[dict], about: dict) -> None:
         previous = row
         low, high = row['times_faster_quartiles']
         saved = ([f'{row["saved_bytes"] / 2**20:.0f}', f'{row["saved_ratio"]:.2f}'] if 'saved_bytes' in row else ['', ''])
-        table.add_row(row['case'] if new_case else '', row['step'] if new_case or new_step else '', row['name'], f'{1000 * row["median_seconds"]:.1f}',
+        table.add_row(row['case'] if new_case else '', row['step'] if new_case or new_step else '', row['name'],
+                      f'{1000 * row["median_seconds"]:.1f}',
                       f'{row["times_faster"]:.2f} ({low:.2f}-{high:.2f})', *saved,
                       f'{row["peak_bytes"] / 2**20:.0f}', f'{row["peak_ratio"]:.2f}',
                       *([f'{row["times_floor"]:.1f}' if 'times_floor' in row else ''] if floor else []))
