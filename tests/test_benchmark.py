@@ -1,5 +1,6 @@
 import json
 import re
+from importlib import import_module
 
 import pytest
 import torch
@@ -98,6 +99,19 @@ def test_backbones_are_measured(capsys):
     assert saved['SimViT:micro'] < 0.75 * saved['published:SimViT:micro']
     # But for the masks of drop path, which that config has not.
     assert saved['configs/maskrcnn_simvit_micro_shapes.py'] == pytest.approx(saved['SimViT:micro'], rel=1e-3)
+
+
+def test_a_backbone_runs_with_the_backend_that_it_names(monkeypatch):
+    """And the others with their own."""
+    ran = []
+    for name in ('composite', 'eager'):
+        module = import_module(f'mmsimvit.ops.{name}')
+        function = 'central_attention' if name == 'composite' else 'forward'
+        original = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a, name=name, f=original: ran.append(name) or f(*a))
+    attentions = 8  # of SimViT-micro, in stages 1 to 3
+    benchmark.main(['composite:SimViT:micro', 'SimViT:micro', '--sizes', '32x32', '--rounds', '1', '--steps', 'forward'])
+    assert ran == (['composite'] * attentions + ['eager'] * attentions) * 3
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

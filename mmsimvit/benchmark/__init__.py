@@ -33,7 +33,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', metavar='MODEL',
                         help='backbones: NAME:ARCH of a registered model (SimViT:tiny; SimViT:tiny,with_cp=True), '
-                        'published:SimViT:ARCH for the published formulation, a config file, or one of ' + ', '.join(PEERS))
+                        'published:SimViT:ARCH for the published formulation, BACKEND:SimViT:ARCH for another backend '
+                        'of central attention, a config file, or one of ' + ', '.join(PEERS))
     parser.add_argument('--op', choices=OPERATIONS, help='measure this operation instead of backbones')
     parser.add_argument('--backends', nargs='+', metavar='NAME',
                         help='implementations of the operation: published, reference, composite, eager, triton '

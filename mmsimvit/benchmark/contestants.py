@@ -7,7 +7,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from ..ops import central_attention
+from ..ops import central_attention, set_backend
+from ..ops.backends import BACKENDS
 from . import published
 from .measure import Contestant
 
@@ -61,19 +62,29 @@ def operation_contestants(names: list[str], shape: tuple[int, int, int, int, int
 
 def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: torch.dtype,
                         device: torch.device) -> Contestant:
-    """Of a backbone named on the command line: ``[published:]NAME[:ARCH][,ARGUMENT=VALUE...]``, a peer, or a config.
+    """Of a backbone named on the command line: ``[FORM:]NAME[:ARCH][,ARGUMENT=VALUE...]``, a peer, or a config.
+
+    FORM is ``published``, or the backend of central attention.
 
     Raises:
         ValueError: for a word that names no backbone.
     """
-    model = build_backbone(word).to(device)
+    form, _, rest = word.partition(':')
+    backend = form if form in BACKENDS else None
+    model = build_backbone(rest if backend else word).to(device)
     model.train()
     model.requires_grad_(True)
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def call():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return model(image)
+        if backend:
+            set_backend(backend)
+        try:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                return model(image)
+        finally:
+            if backend:
+                set_backend('auto')
 
     return Contestant(word, call, [*model.parameters()], device)
 
