@@ -37,6 +37,10 @@ def test_the_published_operation_gives_the_same_numbers_and_keeps_copies(kernel_
     assert sum(saved.values()) > 2 * kernel_size**2 * query.numel()
 
 
+def run(*arguments):
+    return benchmark.main([*arguments, '--device', 'cpu'])
+
+
 def contestant(call, *inputs):
     return Contestant('it', call, list(inputs), torch.device('cpu'))
 
@@ -72,9 +76,8 @@ def test_ratios_are_of_rounds_that_ran_together():
 
 
 def test_an_operation_is_measured_drawn_and_written(tmp_path, capsys):
-    rows = benchmark.main(['--op', 'central_attention', '--backends', 'published', 'eager', 'composite',
-                           '--shapes', '1,6,7,16,2', '--kernel-sizes', '3', '5', '--rounds', '2',
-                           '--out', str(tmp_path / 'new')])
+    rows = run('--op', 'central_attention', '--backends', 'published', 'eager', 'composite', '--shapes', '1,6,7,16,2',
+               '--kernel-sizes', '3', '5', '--rounds', '2', '--out', str(tmp_path / 'new'))
     written = json.loads((tmp_path / 'new/benchmark.json').read_text())
     assert written['results'] == json.loads(json.dumps(rows))
     assert [(row['case'], row['step'], row['name']) for row in rows] == [
@@ -90,9 +93,9 @@ def test_an_operation_is_measured_drawn_and_written(tmp_path, capsys):
 
 
 def test_backbones_are_measured(capsys):
-    rows = benchmark.main(['SimViT:micro', 'published:SimViT:micro', 'SimViT:micro,recompute_ffn=True,out_indices=(0,)',
-                           'resnet-50', 'configs/maskrcnn_simvit_micro_shapes.py', '--sizes', '64x96', '--rounds', '1',
-                           '--baseline', 'published:SimViT:micro'])
+    rows = run('SimViT:micro', 'published:SimViT:micro', 'SimViT:micro,recompute_ffn=True,out_indices=(0,)', 'resnet-50',
+               'configs/maskrcnn_simvit_micro_shapes.py', '--sizes', '64x96', '--rounds', '1',
+               '--baseline', 'published:SimViT:micro')
     assert {row['case'] for row in rows} == {'64x96, batch 1'}
     assert len(rows) == 10
     saved = {row['name']: row['saved_bytes'] for row in rows if row['step'] == 'training'}
@@ -110,8 +113,30 @@ def test_a_backbone_runs_with_the_backend_that_it_names(monkeypatch):
         original = getattr(module, function)
         monkeypatch.setattr(module, function, lambda *a, name=name, f=original: ran.append(name) or f(*a))
     attentions = 8  # of SimViT-micro, in stages 1 to 3
-    benchmark.main(['composite:SimViT:micro', 'SimViT:micro', '--sizes', '32x32', '--rounds', '1', '--steps', 'forward'])
+    run('composite:SimViT:micro,with_cp=True', 'SimViT:micro', '--sizes', '32x32', '--rounds', '1', '--steps', 'forward')
     assert ran == (['composite'] * attentions + ['eager'] * attentions) * 3
+    ran.clear()
+    run('composite:SimViT:micro,with_cp=True', '--sizes', '32x32', '--rounds', '1', '--steps', 'training')
+    assert set(ran) == {'composite'}  # also what is recomputed in the backward pass
+
+
+def test_a_contestant_that_differs_is_not_measured(monkeypatch, capsys):
+    monkeypatch.setattr(published, 'central_attention', lambda query, kv, *others: query + 0 * kv[..., :16])
+    with pytest.raises(SystemExit, match='published does not compute central attention: off by'):
+        run('--op', 'central_attention', '--backends', 'published', 'eager', '--shapes', '1,6,7,16,2')
+
+
+def test_running_out_of_memory_leaves_out_one_case(monkeypatch, capsys):
+    def call(query, *others):
+        if query.shape[1] == 11:
+            raise torch.OutOfMemoryError('tried to allocate 2 GiB')
+        return original(query, *others)
+
+    original = published.central_attention
+    monkeypatch.setattr(published, 'central_attention', call)
+    rows = run('--op', 'central_attention', '--shapes', '1,11,7,16,2', '1,6,7,16,2', '--rounds', '1')
+    assert {row['case'] for row in rows} == {'1x6x7x16, 2 heads'}
+    assert '1x11x7x16, 2 heads: out of memory, left out: tried to allocate 2 GiB' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
@@ -124,11 +149,12 @@ def test_a_backbone_runs_with_the_backend_that_it_names(monkeypatch):
     (['NoSuchNet'], "'NoSuchNet' names no backbone.*for example SimViT:tiny"),
     (['no/such.py'], 'config no/such.py does not exist'),
     (['SimViT:tiny,with_cp'], "'with_cp' in 'SimViT:tiny,with_cp' must be ARGUMENT=VALUE"),
-    (['published:resnet-50'], "only SimViT has a published formulation here, 'published:resnet-50' has not"),
+    (['published:resnet-50'], "only SimViT has the form published, 'resnet-50' has not"),
+    (['eager:resnet-50'], "only SimViT has the form eager, 'resnet-50' has not"),
     (['--op', 'central_attention', '--backends', 'magic'], 'not implemented as magic; known are reference'),
 ])
 def test_bad_arguments_end_with_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as error:
-        benchmark.main(arguments)
+        run(*arguments)
     text = f'{error.value}{capsys.readouterr().err}'
     assert re.search(message, text), text

@@ -3,13 +3,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import sqrt
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import normal_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import DropPath
-from ..ops import central_attention, conv_ffn
+from ..ops import central_attention, conv_ffn_in_chunks
+from ..ops.ffn import suits_chunks
 from .base import PyramidBackbone, pad_for_patches, run_block
 
 PATCH_SIZES = (4, 2, 2, 2)
@@ -82,8 +85,27 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        return conv_ffn(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias, self.fc2.weight,
-                        self.fc2.bias, self.recompute)
+        with_gradients = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        if ((self.recompute or not with_gradients) and self._is_as_built()
+                and suits_chunks(x, self.fc1.weight, with_gradients)):
+            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias,
+                                      self.fc2.weight, self.fc2.bias)
+        x = self.fc1(x)
+        if self.recompute and with_gradients and not torch.compiler.is_exporting():
+            return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
+        return self._after_fc1(x)
+
+    def _after_fc1(self, x: Tensor) -> Tensor:
+        # Channels last, seen through a permutation: oneDNN and cuDNN take it as it is, while a (B, C, H, W) view of tokens
+        # has strides that hide this where B is 1, and is copied.
+        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(x))
+
+    def _is_as_built(self) -> bool:
+        """Whether nobody quantized, wrapped, parametrized or watches the layers, so that their weights say all."""
+        return all(type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks
+                                                                  or layer._backward_hooks or layer._backward_pre_hooks)
+                   for layer in (self.fc1, self.dwconv, self.fc2))
 
 
 class Block(nn.Module):

@@ -86,17 +86,26 @@ def main(argv: list[str] | None = None) -> list[dict]:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)  # that events are recorded on
     rows, about = [], environment(device, args.threads, args.dtype)
     for title, contestants in cases(args, dtype, device):
         try:
             found = contestants()
         except (ValueError, KeyError, RuntimeError) as error:
             raise SystemExit(f'error: {error}') from error
-        measure(found, args.steps, args.rounds, lambda line, title=title: show_progress(f'{title}: {line}'))
+        try:
+            measure(found, args.steps, args.rounds, lambda line, title=title: show_progress(f'{title}: {line}'))
+        except torch.OutOfMemoryError as error:
+            show_progress('')
+            print(f'{title}: out of memory, left out: {error}', file=sys.stderr)
+            continue
         rows += records(title, found, args.baseline)
         if args.out:
             write(rows, about, args.out)  # after every case, so that an interruption loses one
     show_progress('')
+    if not rows:
+        raise SystemExit('error: nothing could be measured')
     print_table(rows, about)
     if args.out:
         print(f'wrote {args.out}/benchmark.json and {args.out}/benchmark.png')

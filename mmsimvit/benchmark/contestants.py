@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from ..ops import central_attention, set_backend
+from ..ops import central_attention
 from ..ops.backends import BACKENDS
 from . import published
 from .measure import Contestant
@@ -46,17 +46,19 @@ def operation_contestants(names: list[str], shape: tuple[int, int, int, int, int
     if unknown := set(names) - set(known):
         raise ValueError(f'central_attention is not implemented as {", ".join(sorted(unknown))}; known are {", ".join(known)}')
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.1
-    with torch.no_grad():
-        # On one row alone of the map, since the reference unfolds it.
-        few = query[:1, :3].contiguous(), key_value[:1, :3].contiguous(), None, num_heads, kernel_size
-        expected = central_attention(*few, backend='reference')
-        for name in names:
-            if name == COPY:
-                continue
-            found = (published.central_attention(few[0], few[1], num_heads, kernel_size) if name == 'published'
-                     else central_attention(*few, backend=name))
-            if not torch.allclose(found, expected, rtol=tolerance, atol=tolerance):
-                raise ValueError(f'{name} does not compute central attention: off by {(found - expected).abs().max():.2g}')
+    few = [x[:1, :9].detach().clone().requires_grad_() for x in (query, key_value)]  # not all: the reference unfolds them
+
+    def results(name):
+        out = (published.central_attention(*few, num_heads, kernel_size) if name == 'published'
+               else central_attention(*few, None, num_heads, kernel_size, backend=name))
+        return [out, *torch.autograd.grad(out, few, torch.ones_like(out))]
+
+    expected = results('reference')
+    for name in names:
+        if name != COPY:
+            off = max((a - b).abs().max().item() for a, b in zip(results(name), expected))
+            if not off < tolerance:
+                raise ValueError(f'{name} does not compute central attention: off by {off:.2g}')
     return [Contestant(name, known[name], [query, key_value], device, name != COPY) for name in names]
 
 
@@ -70,29 +72,27 @@ def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: tor
         ValueError: for a word that names no backbone.
     """
     form, _, rest = word.partition(':')
-    backend = form if form in BACKENDS else None
-    model = build_backbone(rest if backend else word).to(device)
-    model.train()
+    if form not in (*BACKENDS, 'published'):
+        form, rest = None, word
+    model = build_backbone(rest).to(device)
+    if form and type(model).__name__ != 'SimViT':
+        raise ValueError(f'only SimViT has the form {form}, {rest!r} has not')
+    if form == 'published':
+        published.formulate(model)
     model.requires_grad_(True)
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def call():
-        if backend:
-            set_backend(backend)
-        try:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                return model(image)
-        finally:
-            if backend:
-                set_backend('auto')
+        model.train(torch.is_grad_enabled())
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return model(image)
 
-    return Contestant(word, call, [*model.parameters()], device)
+    return Contestant(word, call, [*model.parameters()], device, backend=form if form in BACKENDS else None)
 
 
 def build_backbone(word: str) -> torch.nn.Module:
+    """Of a word without its form."""
     name, *arguments = re.split(r',(?![^(\[]*[)\]])', word)  # not at the commas of a tuple
-    as_published = name.startswith('published:')
-    name = name.removeprefix('published:')
     if name in PEERS:
         cfg = dict(PEERS[name])
     elif name.endswith('.py'):
@@ -116,9 +116,4 @@ def build_backbone(word: str) -> torch.nn.Module:
         if MODELS.get(cfg['type']) is None:
             raise ValueError(f'{word!r} names no backbone: neither one of {", ".join(PEERS)}, nor a config file, nor a '
                              f'registered model; write NAME:ARCH, for example SimViT:tiny')
-        model = MODELS.build(cfg)
-    if as_published:
-        if type(model).__name__ != 'SimViT':
-            raise ValueError(f'only SimViT has a published formulation here, {word!r} has not')
-        published.formulate(model)
-    return model
+        return MODELS.build(cfg)

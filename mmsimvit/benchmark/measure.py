@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ..ops.backends import preferring
+
 STEPS = ('forward', 'training')  # without gradients; forward and backward
 
 
@@ -18,41 +20,52 @@ class Contestant:
         call: gives the tensors to differentiate, or one of them.
         inputs: the tensors and parameters whose gradients a training step computes.
         can_train: whether it has gradients.
+        backend: of central attention, for as long as it runs.
     """
     name: str
     call: Callable
     inputs: list[torch.Tensor]
     device: torch.device
     can_train: bool = True
+    backend: str | None = None
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     saved_bytes: int | None = None
+    upstream: list[torch.Tensor] | None = None
+    queue_cycles: int = 20_000_000
 
     def run(self, step: str) -> None:
-        if step == 'forward':
-            with torch.no_grad():
-                self.call()
-        else:
+        with preferring(self.backend):
+            if step == 'forward':
+                with torch.no_grad():
+                    self.call()
+                return
             outs = self.call()
             outs = [outs] if isinstance(outs, torch.Tensor) else outs
-            torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
+            if self.upstream is None:
+                self.upstream = [torch.ones_like(out) for out in outs]
+            torch.autograd.backward(outs, self.upstream)
             for x in self.inputs:
                 x.grad = None
 
     def time(self, step: str) -> float:
-        """Seconds of one run; on a GPU, of its kernels alone, which a queue keeps from waiting for Python."""
+        """Seconds of one run; on a GPU, of its kernels alone: they are queued while the GPU is kept busy."""
         if self.device.type != 'cuda':
             start = time.perf_counter()
             self.run(step)
             return time.perf_counter() - start
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.empty(1 << 28, dtype=torch.int8, device=self.device).zero_()  # what the last run left in the caches
-        torch.cuda._sleep(20_000_000)
-        start.record()
-        self.run(step)
-        end.record()
-        torch.cuda.synchronize(self.device)
-        return start.elapsed_time(end) / 1000
+        while True:
+            torch.empty(1 << 28, dtype=torch.int8, device=self.device).zero_()  # what the last run left in the caches
+            torch.cuda._sleep(self.queue_cycles)
+            start.record()
+            self.run(step)
+            end.record()
+            waited_for_python = start.query()
+            torch.cuda.synchronize(self.device)
+            if not waited_for_python or self.queue_cycles > 10**10:  # seconds: something in the run waits itself
+                return start.elapsed_time(end) / 1000
+            self.queue_cycles *= 2
 
     def measure_memory(self, step: str) -> None:
         """The most bytes allocated at a time beyond those before the step, and those kept for the backward pass."""
@@ -83,7 +96,7 @@ class Contestant:
             storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
             return x
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with preferring(self.backend), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             outs = self.call()
         del outs
         return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in own)

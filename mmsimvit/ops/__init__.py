@@ -1,6 +1,6 @@
 """Pure functions on tensors, each with several implementations that give the same numbers."""
 from .backends import set_backend
 from .central_attention import central_attention
-from .ffn import conv_ffn
+from .ffn import conv_ffn_in_chunks
 
-__all__ = ['central_attention', 'conv_ffn', 'set_backend']
+__all__ = ['central_attention', 'conv_ffn_in_chunks', 'set_backend']

@@ -1,5 +1,8 @@
 """Which implementation of an operation runs."""
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from logging import WARNING
@@ -26,6 +29,19 @@ def set_backend(backend: str) -> None:
     _preferred = _known(backend, 'set_backend')
 
 
+@contextmanager
+def preferring(backend: str | None) -> Iterator[None]:
+    """:func:`set_backend` for the length of a ``with`` block; nothing for None."""
+    global _preferred
+    previous = _preferred
+    if backend:
+        set_backend(backend)
+    try:
+        yield
+    finally:
+        _preferred = previous
+
+
 def chosen(backend: str) -> str:
     """The backend that a call asks for, by its argument, :func:`set_backend` or the environment; perhaps still ``auto``."""
     if _known(backend, 'backend') != 'auto':
@@ -45,6 +61,7 @@ def automatic(device: torch.device) -> str:
     return 'composite'
 
 
+@cache
 def why_not_triton(device: torch.device) -> str | None:
     """What keeps the Triton kernels from running on a device, or None."""
     if not find_spec('triton'):
@@ -53,6 +70,9 @@ def why_not_triton(device: torch.device) -> str | None:
         capability = torch.cuda.get_device_capability(device)
         if torch.version.cuda and capability < (7, 0):
             return f'Triton needs compute capability 7.0 or later, {torch.cuda.get_device_name(device)} has {capability}'
+        # It compiles what launches its kernels when they first run.
+        if not any(map(shutil.which, (os.environ.get('CC', ''), 'gcc', 'clang'))):
+            return 'Triton needs a C compiler, and neither $CC nor gcc or clang was found'
         return None
     from triton import knobs
     return None if knobs.runtime.interpret else f'Triton needs a CUDA device, the tensors are on {device}'

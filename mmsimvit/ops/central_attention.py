@@ -24,7 +24,8 @@ def central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_head
         dropout_p: probability with which an attention weight is set to zero.
         backend: ``auto`` for what :func:`mmsimvit.ops.set_backend` says, or else the fastest: ``triton`` on CUDA devices,
             ``eager`` on the CPU, ``composite`` elsewhere. These three and ``reference`` can be asked for by name.
-            Attention dropout and the export to ONNX always take ``composite``, or ``reference`` if that is asked for.
+            Attention dropout, the transforms of ``torch.func`` and the export to ONNX always take ``composite``, or
+            ``reference`` if that is asked for.
 
     Returns:
         ``(B, H, W, C)``, contiguous, in the dtype of ``query``. The softmax is computed in float32 at least. Under
@@ -37,8 +38,8 @@ def central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_head
     query, key, value = _autocast(query, key, value)
     scale = _check(query, key, value, num_heads, kernel_size, scale, dropout_p)
     backend = backends.chosen(backend)
-    if backend == 'auto' and backends.automatic(query.device) == 'composite':
-        backend = 'composite'
+    if _is_transformed() or (backend == 'auto' and backends.automatic(query.device) == 'composite'):
+        backend = 'composite' if backend != 'reference' else backend
     if backend not in ('reference', 'composite'):
         if not (dropout_p > 0 or torch.onnx.is_in_onnx_export()):
             return _central_attention(query, key, value, num_heads, kernel_size, scale, backend)
@@ -119,6 +120,13 @@ def _implementation(backend: str, device: torch.device):
     if reason := backends.why_not_triton(device):
         raise RuntimeError(f'backend {backend!r} cannot run central attention here: {reason}')
     return import_module('.triton_kernels', __package__)
+
+
+def _is_transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation looks into the operations."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _key_and_value(key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:

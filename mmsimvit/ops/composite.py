@@ -3,7 +3,7 @@
 Two forms of the same numbers. In tiles, every tile of queries is multiplied with all the keys that any of its queries sees, and
 the dot products outside of a query's window are masked: few matrix products and copies, which suit a GPU. In shifts, the whole
 map meets itself moved by one position of the window after the other: for tracing, since it holds for any size without a guard,
-compilers fuse it, and ONNX has it.
+compilers fuse it, and ONNX has it. In tiles, a number that is not finite spoils all windows of its tile.
 """
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import Tensor
 def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
                       dropout_p: float) -> Tensor:
     traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
-    return (_in_shifts if traced else _in_tiles)(query, key, value, num_heads, kernel_size, scale, dropout_p)
+    out = (_in_shifts if traced else _in_tiles)(query, key, value, num_heads, kernel_size, scale, dropout_p)
+    return out.to(query.dtype)  # autocast computes sums in float32
 
 
 def _in_shifts(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,

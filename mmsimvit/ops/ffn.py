@@ -1,4 +1,4 @@
-"""The feed-forward network with a depth-wise convolution (SimViT; PVT v2, arXiv 2106.13797).
+"""The feed-forward network with a depth-wise convolution (SimViT; PVT v2, arXiv 2106.13797), in chunks.
 
 Its hidden map is ``ratio`` times as wide as its input; written and read several times, it takes the most time after the matrix
 products, and three copies of it are most of what training keeps. On a CPU it is computed in chunks of a few rows that stay in
@@ -10,53 +10,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 1 << 21  # of the hidden map
 WORTHWHILE_BYTES = 1 << 23  # of the whole hidden map; smaller ones stay in the caches anyway
 RECOMPUTED_CHANNELS = 128  # of the input; with more, computing the first layer again costs more than keeping its output
 
 
-def conv_ffn(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight2: Tensor,
-             bias2: Tensor, recompute: bool = False) -> Tensor:
-    """``fc2(gelu(conv(fc1(x))))`` with a depth-wise 3 x 3 convolution, zero-padded.
+def conv_ffn_in_chunks(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight2: Tensor,
+                       bias2: Tensor) -> Tensor:
+    """``fc2(gelu(conv(fc1(x))))`` with a depth-wise 3 x 3 convolution, zero-padded; keeps ``x`` alone for the backward pass.
 
     Args:
-        x: ``(B, H, W, C)``.
+        x: ``(B, H, W, C)``, float32 or float64, on the CPU.
         weight1, bias1: ``(D, C)`` and ``(D,)``, of the first linear layer.
         conv_weight, conv_bias: ``(D, 1, 3, 3)`` and ``(D,)``.
         weight2, bias2: ``(C', D)`` and ``(C',)``, of the second linear layer.
-        recompute: keep one map of D channels for the backward pass, or on a CPU where that is faster none, instead of
-            three, and compute the others again there.
 
     Returns:
         ``(B, H, W, C')``.
     """
-    arguments = x, weight1, bias1, conv_weight, conv_bias, weight2, bias2
-    traced = torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    with_gradients = not traced and torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments)
-    if with_gradients and not recompute:
-        return _plain(*arguments)
-    suits_chunks = (x.device.type == 'cpu' and x.dtype == weight1.dtype and x.dtype in (torch.float32, torch.float64)
-                    and not (traced or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu')))
-    if (suits_chunks and x.shape[:3].numel() * len(weight1) * x.element_size() >= WORTHWHILE_BYTES
-            and (not with_gradients or x.shape[3] <= RECOMPUTED_CHANNELS)):
-        return _ConvFFN.apply(*arguments)
-    if with_gradients:
-        return checkpoint(_after_first_layer, F.linear(x, weight1, bias1), *arguments[3:], use_reentrant=False,
-                          preserve_rng_state=False)
-    return _plain(*arguments)
+    return _ConvFFN.apply(x, weight1, bias1, conv_weight, conv_bias, weight2, bias2)
 
 
-def _plain(x: Tensor, weight1: Tensor, bias1: Tensor, *others: Tensor) -> Tensor:
-    return _after_first_layer(F.linear(x, weight1, bias1), *others)
-
-
-def _after_first_layer(hidden: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    # Channels last, seen through a permutation: oneDNN and cuDNN take it as it is, while a (B, C, H, W) view of tokens has
-    # strides that hide this where B is 1, and is copied.
-    hidden = F.conv2d(hidden.permute(0, 3, 1, 2), conv_weight, conv_bias, padding=1, groups=len(conv_weight))
-    return F.linear(F.gelu(hidden.permute(0, 2, 3, 1)), weight2, bias2)
+def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool) -> bool:
+    """Whether :func:`conv_ffn_in_chunks` can run and gains something."""
+    if (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+            or torch._C._are_functorch_transforms_active()):
+        return False  # a trace must hold for any size
+    if x.device.type != 'cpu' or x.dtype != weight1.dtype or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.is_autocast_enabled('cpu') or (with_gradients and x.shape[3] > RECOMPUTED_CHANNELS):
+        return False
+    return x.shape[:3].numel() * len(weight1) * x.element_size() >= WORTHWHILE_BYTES
 
 
 class _ConvFFN(torch.autograd.Function):
@@ -74,9 +59,11 @@ class _ConvFFN(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():  # the gradients are to be differentiated in turn
-            inputs = [x for x in ctx.saved_tensors if x.requires_grad]
-            grads = iter(torch.autograd.grad(_plain(*ctx.saved_tensors), inputs, grad, create_graph=True))
-            return tuple(next(grads) if x.requires_grad else None for x in ctx.saved_tensors)
+            # New views are variables of this graph alone, and yet connect it to theirs.
+            tensors = [x.view_as(x) for x in ctx.saved_tensors]
+            inputs = [x for x in tensors if x.requires_grad]
+            grads = iter(torch.autograd.grad(_whole(*tensors), inputs, grad, create_graph=True))
+            return tuple(next(grads) if x.requires_grad else None for x in tensors)
         x, weight1, bias1, conv_weight, conv_bias, weight2, _ = ctx.saved_tensors
         height, channels, hidden_channels = x.shape[1], x.shape[3], len(weight1)
         grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -104,6 +91,13 @@ class _ConvFFN(torch.autograd.Function):
             grad_bias1 += grad_done.sum(0)
             handed_down = grad_hidden[-2:].clone()
         return grad_x, grad_weight1, grad_bias1, grad_conv_weight, grad_conv_bias, grad_weight2, grad.sum((0, 1, 2))
+
+
+def _whole(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight2: Tensor,
+           bias2: Tensor) -> Tensor:
+    x = F.linear(x, weight1, bias1).permute(0, 3, 1, 2)
+    x = F.conv2d(x, conv_weight, conv_bias, padding=1, groups=len(conv_weight)).permute(0, 2, 3, 1)
+    return F.linear(F.gelu(x), weight2, bias2)
 
 
 def _hidden_rows(x: Tensor, weight1: Tensor, bias1: Tensor) -> Iterator[tuple[int, int, int, Tensor]]:

@@ -156,6 +156,20 @@ def test_traces_hold_for_other_sizes(build):
 
 
 @all_backbones
+def test_onnx_holds_for_other_sizes(build, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model = build().eval()
+    dims = {2: torch.export.Dim('height', min=33, max=2048), 3: torch.export.Dim('width', min=33, max=2048)}
+    torch.onnx.export(model, (image(2, 3, 66, 97), ), tmp_path / 'model.onnx', dynamo=True, dynamic_shapes=(dims, ),
+                      verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    for size in ((64, 64), (71, 130), (128, 35)):
+        x = image(2, 3, *size)
+        for a, b in zip(session.run(None, {session.get_inputs()[0].name: x.numpy()}), model(x), strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b.detach(), rtol=1e-4, atol=1e-4)
+
+
+@all_backbones
 def test_compiles_to_one_graph_for_any_size(build):
     torch.manual_seed(0)
     model = build(drop_path_rate=0.0)

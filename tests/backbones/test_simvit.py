@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmsimvit import SimViT, convert_state_dict
+from mmsimvit.backbones import simvit
 from tests import golden
 
 GOLDEN = golden.load('simvit')
@@ -109,3 +110,40 @@ def test_recomputing_the_ffn_changes_memory_alone(worthwhile_bytes, monkeypatch)
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert kept[1] < 0.65 * kept[0]
+
+
+@pytest.fixture
+def chunked(monkeypatch):
+    """The FFNs that ran in chunks, however small they are."""
+    monkeypatch.setattr(sys.modules['mmsimvit.ops.ffn'], 'WORTHWHILE_BYTES', 0)
+    ran = []
+    original = simvit.conv_ffn_in_chunks
+    monkeypatch.setattr(simvit, 'conv_ffn_in_chunks', lambda *a: ran.append(len(a)) or original(*a))
+    return ran
+
+
+@pytest.mark.parametrize(('recompute_ffn', 'gradients', 'count'), [
+    (False, False, 10), (True, False, 10), (False, True, 0), (True, True, 5)])  # SimViT-micro: five of at most 128 channels
+def test_ffns_run_in_chunks_where_nothing_is_kept(recompute_ffn, gradients, count, chunked):
+    with torch.set_grad_enabled(gradients):
+        SimViT('micro', recompute_ffn=recompute_ffn)(torch.randn(1, 3, 32, 32))
+    assert len(chunked) == count
+
+
+def test_changed_layers_of_an_ffn_are_called(chunked):
+    """Hooks, quantized or wrapped layers, parametrizations: their weights alone do not say what they compute."""
+    model = SimViT('micro').eval()
+    called = []
+    model.stages[0].blocks[0].ffn.fc1.register_forward_hook(lambda *a: called.append('hook'))
+
+    class Wrapped(torch.nn.Linear):
+        def forward(self, x):
+            called.append('wrapped')
+            return super().forward(x)
+
+    model.stages[3].blocks[1].ffn.fc2 = Wrapped(1024, 256)
+    torch.nn.utils.parametrizations.weight_norm(model.stages[1].blocks[0].ffn.fc1)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 32, 32))
+    assert called == ['hook', 'wrapped']
+    assert len(chunked) == 7

@@ -11,7 +11,12 @@ from mmsimvit.ops import central_attention as attend
 def nothing_preferred(monkeypatch):
     monkeypatch.setattr(backends, '_preferred', None)
     monkeypatch.delenv(backends.VARIABLE, raising=False)
-    backends.warn_once.cache_clear()
+    caches = backends.warn_once, backends.why_not_triton  # themselves, for tests that replace them
+    for function in caches:
+        function.cache_clear()
+    yield
+    for function in caches:
+        function.cache_clear()
 
 
 @pytest.fixture
@@ -24,6 +29,7 @@ def logged(monkeypatch):
 @pytest.fixture
 def ran(monkeypatch):
     """The backends that ran."""
+    pytest.importorskip('triton')
     names = []
     for name in ('reference', 'composite'):
         module = __import__(f'mmsimvit.ops.{name}', fromlist=['_'])
@@ -41,6 +47,7 @@ def call(**keywords):
     return attend(x, x, x, 1, **keywords)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='Triton runs on the CPU in its interpreter alone')
 def test_the_argument_goes_before_the_setting_and_that_before_the_environment(ran, monkeypatch):
     call()
     monkeypatch.setenv(backends.VARIABLE, 'reference')
@@ -77,10 +84,13 @@ def test_a_device_without_triton_takes_the_composite_and_says_so_once(logged, mo
         'central attention runs without its Triton kernels, several times slower: Triton is not installed']
 
 
-def test_a_gpu_takes_triton(logged, monkeypatch):
+@pytest.mark.parametrize('compiler', ['gcc', 'clang', None])
+def test_a_gpu_takes_triton_if_it_can_compile(compiler, logged, monkeypatch):
+    monkeypatch.setattr(backends, 'find_spec', lambda name: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
-    assert backends.automatic(torch.device('cuda')) == 'triton'
-    assert logged == []
+    monkeypatch.setattr(backends.shutil, 'which', lambda name: name if name == compiler else None)
+    assert backends.automatic(torch.device('cuda')) == ('triton' if compiler else 'composite')
+    assert ['needs a C compiler' in message for _, message in logged] == ([] if compiler else [True])
 
 
 @pytest.mark.parametrize(('patch', 'device', 'message'), [
@@ -93,7 +103,16 @@ def test_what_cannot_run_says_why(patch, device, message, monkeypatch):
         call(backend='triton')
 
 
+def test_a_preference_ends_with_its_block():
+    set_backend('composite')
+    with pytest.raises(KeyError), backends.preferring('reference'):
+        assert backends.chosen('auto') == 'reference'
+        raise KeyError
+    assert backends.chosen('auto') == 'composite'
+
+
 def test_an_old_gpu_is_named(monkeypatch):
+    monkeypatch.setattr(backends, 'find_spec', lambda name: True)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (6, 1))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'NVIDIA GeForce GTX 1080')
     monkeypatch.setattr(torch.version, 'cuda', '12.6')
