@@ -86,8 +86,7 @@ class FFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         with_gradients = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        if ((self.recompute or not with_gradients) and self._is_as_built()
-                and suits_chunks(x, self.fc1.weight, with_gradients)):
+        if self._is_as_built() and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute):
             return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias,
                                       self.fc2.weight, self.fc2.bias)
         x = self.fc1(x)
@@ -157,7 +156,8 @@ class SimViT(PyramidBackbone):
         kernel_size: width of the attention window in stages 1 to 3, odd; 3 in every published model.
         attn_drop_rate: dropout on the attention weights while training.
         recompute_ffn: compute the hidden maps of the FFNs again in the backward pass. They are most of what training
-            keeps; this costs much less time than ``with_cp``, and saves less memory.
+            keeps; this costs much less time than ``with_cp``, and saves less memory. (On a CPU the largest are computed
+            again in any case: it is no slower.)
 
     ``out_indices``, ``frozen_stages``, ``drop_path_rate``, ``with_cp`` and ``init_cfg`` are those of
     :class:`PyramidBackbone`, as are the outputs and the errors.

@@ -2,7 +2,7 @@
 
 Its hidden map is ``ratio`` times as wide as its input; written and read several times, it takes the most time after the matrix
 products, and three copies of it are most of what training keeps. On a CPU it is computed in chunks of a few rows that stay in
-the caches and never exists as a whole, where nothing must be kept for the backward pass or it is to be computed again there.
+the caches and never exists as a whole, where nothing must be kept for the backward pass or computing it again there is cheap.
 """
 from collections.abc import Iterator
 
@@ -11,9 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-CHUNK_BYTES = 1 << 21  # of the hidden map
+CHUNK_BYTES = 1 << 22  # of the hidden map
 WORTHWHILE_BYTES = 1 << 23  # of the whole hidden map; smaller ones stay in the caches anyway
 RECOMPUTED_CHANNELS = 128  # of the input; with more, computing the first layer again costs more than keeping its output
+# With so few channels and so large a hidden map, computing it again is quicker than keeping it: glibc takes blocks of this size
+# from the system anew each time, and where the first touch of fresh memory costs nothing the two are level.
+QUICKLY_RECOMPUTED_CHANNELS = 64
+QUICKLY_RECOMPUTED_BYTES = 1 << 25
 
 
 def conv_ffn_in_chunks(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight2: Tensor,
@@ -32,16 +36,21 @@ def conv_ffn_in_chunks(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: T
     return _ConvFFN.apply(x, weight1, bias1, conv_weight, conv_bias, weight2, bias2)
 
 
-def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool) -> bool:
-    """Whether :func:`conv_ffn_in_chunks` can run and gains something."""
+def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: bool = False) -> bool:
+    """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time."""
     if (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
             or torch._C._are_functorch_transforms_active()):
         return False  # a trace must hold for any size
     if x.device.type != 'cpu' or x.dtype != weight1.dtype or x.dtype not in (torch.float32, torch.float64):
         return False
-    if torch.is_autocast_enabled('cpu') or (with_gradients and x.shape[3] > RECOMPUTED_CHANNELS):
+    if torch.is_autocast_enabled('cpu'):
         return False
-    return x.shape[:3].numel() * len(weight1) * x.element_size() >= WORTHWHILE_BYTES
+    max_channels, min_bytes = x.shape[3], WORTHWHILE_BYTES
+    if with_gradients and save_memory:
+        max_channels = RECOMPUTED_CHANNELS
+    elif with_gradients:
+        max_channels, min_bytes = QUICKLY_RECOMPUTED_CHANNELS, QUICKLY_RECOMPUTED_BYTES
+    return x.shape[3] <= max_channels and x.shape[:3].numel() * len(weight1) * x.element_size() >= min_bytes
 
 
 class _ConvFFN(torch.autograd.Function):

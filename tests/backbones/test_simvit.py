@@ -124,10 +124,18 @@ def chunked(monkeypatch):
 
 @pytest.mark.parametrize(('recompute_ffn', 'gradients', 'count'), [
     (False, False, 10), (True, False, 10), (False, True, 0), (True, True, 5)])  # SimViT-micro: five of at most 128 channels
-def test_ffns_run_in_chunks_where_nothing_is_kept(recompute_ffn, gradients, count, chunked):
+def test_ffns_run_in_chunks_where_little_or_nothing_is_kept(recompute_ffn, gradients, count, chunked):
     with torch.set_grad_enabled(gradients):
         SimViT('micro', recompute_ffn=recompute_ffn)(torch.randn(1, 3, 32, 32))
     assert len(chunked) == count
+
+
+def test_the_largest_ffns_are_recomputed_in_any_case(chunked):
+    backbone = SimViT('micro', out_indices=(0, ))
+    backbone(torch.randn(1, 3, 720, 724))  # 180 x 181 x 256 hidden numbers: just below 32 MiB
+    assert not chunked
+    backbone(torch.randn(1, 3, 728, 724))
+    assert len(chunked) == 2
 
 
 def test_changed_layers_of_an_ffn_are_called(chunked):

@@ -78,14 +78,20 @@ def test_gradients_to_be_differentiated_do_not_count_twice_what_depends_on_anoth
     (dict(), True),
     (dict(worthwhile_bytes=1 << 30), False),  # too small to gain
     (dict(channels=129), True),
-    (dict(channels=129, with_gradients=True), False),  # wide: computing its first layer again costs more
-    (dict(channels=128, with_gradients=True), True),
+    (dict(channels=129, with_gradients=True, save_memory=True), False),  # wide: computing its first layer again costs more
+    (dict(channels=128, with_gradients=True, save_memory=True), True),
+    (dict(channels=65, with_gradients=True), False),  # would save memory, but not time
+    (dict(channels=64, with_gradients=True), True),
+    (dict(channels=64, with_gradients=True, quick_bytes=1 << 25), False),
+    (dict(channels=64, with_gradients=True, quick_bytes=1 << 25, save_memory=True), True),
     (dict(dtype=torch.bfloat16), False),
     (dict(autocast=True), False),
 ])
 def test_what_suits_chunks(changes, expected, monkeypatch):
-    changes = dict(worthwhile_bytes=0, channels=3, with_gradients=False, dtype=torch.float32, autocast=False) | changes
+    changes = dict(worthwhile_bytes=0, quick_bytes=0, channels=3, with_gradients=False, save_memory=False,
+                   dtype=torch.float32, autocast=False) | changes
     monkeypatch.setattr(ffn, 'WORTHWHILE_BYTES', changes['worthwhile_bytes'])
+    monkeypatch.setattr(ffn, 'QUICKLY_RECOMPUTED_BYTES', changes['quick_bytes'])
     x, weight1, *_ = arguments(channels=changes['channels'], dtype=changes['dtype'])
     with torch.autocast('cpu', torch.bfloat16, enabled=changes['autocast']):
-        assert suits_chunks(x, weight1, changes['with_gradients']) is expected
+        assert suits_chunks(x, weight1, changes['with_gradients'], changes['save_memory']) is expected
