@@ -1,5 +1,7 @@
-_base_ = ['./_base_/models/maskrcnn_simvit_micro_small_heads.py', './_base_/default_runtime.py']
-
+_base_ = [
+    './_base_/models/maskrcnn_simvit_micro_small_heads.py', './_base_/datasets/custom_coco.py',
+    './_base_/schedules/adamw_cosine.py', './_base_/detection_runtime.py'
+]
 # Your own data in COCO format: copy this file, and change these lines.
 data_root = 'data/custom'
 train_ann_file, train_images = 'annotations/instances_train.json', 'train/'  # both in data_root
@@ -7,6 +9,7 @@ val_ann_file, val_images = 'annotations/instances_val.json', 'val/'
 classes = ('object', )  # names as in the annotation files, in their order
 image_scale = (640, 640)  # each image is resized to fit into this
 pretrained = None  # or the published weights, converted by tools/convert_checkpoint.py
+layer_decay_rate = 1.  # 0.8 to 0.95 with pretrained weights, so that the first layers change least
 batch_size, max_epochs, learning_rate = 4, 24, 4e-4
 
 metainfo = dict(classes=classes)
@@ -31,47 +34,26 @@ test_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
-        type='CocoDataset',
         data_root=data_root,
         ann_file=train_ann_file,
         data_prefix=dict(img=train_images),
         metainfo=metainfo,
-        filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CocoDataset',
         data_root=data_root,
         ann_file=val_ann_file,
         data_prefix=dict(img=val_images),
         metainfo=metainfo,
-        test_mode=True,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_ann_file}', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
-    clip_grad=dict(max_norm=5.))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs,
-         convert_to_iter_based=True)
-]
-auto_scale_lr = dict(enable=False, base_batch_size=batch_size)
+    constructor='LayerDecayOptimWrapperConstructor',
+    optimizer=dict(lr=learning_rate),
+    paramwise_cfg=dict(layer_decay_rate=layer_decay_rate))
+auto_scale_lr = dict(base_batch_size=batch_size)

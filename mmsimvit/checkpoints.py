@@ -23,6 +23,7 @@ class System(NamedTuple):
     """What the converter knows of one published system."""
     backbone: str  # our registered name
     source: str  # where the weights were published
+    released: tuple[str, ...]  # the variants that have published weights
     rules: tuple[tuple[str, str | Callable], ...]  # (pattern, replacement) of re.sub, applied in order
     dropped: str  # pattern of names that belong to no backbone
 
@@ -32,6 +33,7 @@ SYSTEMS = {
     System(
         backbone='SimViT',
         source='https://github.com/ucasligang/SimViT',
+        released=('micro', 'tiny', 'small'),
         rules=(
             (r'^(patch_embed|block|norm)([1-4])\.', lambda m: f'stages.{int(m[2]) - 1}.{m[1]}.'),
             (r'^(stages\.\d)\.block\.', r'\1.blocks.'),
@@ -188,11 +190,12 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
         CheckpointError: if it does not; the message says how to convert a published checkpoint, or to do without.
     """
     backbone_name = type(backbone).__name__
-    advice = 'to start from random weights instead: --cfg-options model.backbone.init_cfg=None'
+    advice = ('a checkpoint of an ImageNet config will do as well; to start from random weights instead: '
+              '--cfg-options model.backbone.init_cfg=None')
     for system, known in SYSTEMS.items():
         if known.backbone == backbone_name:
-            advice = (f'published weights: {known.source}, converted with python tools/convert_checkpoint.py '
-                      f'SRC {path} --system {system}; {advice}')
+            advice = (f'published weights: {known.source} ({", ".join(known.released)}), converted with python '
+                      f'tools/convert_checkpoint.py SRC {path} --system {system}; {advice}')
     try:
         checkpoint = load_file(path)
     except CheckpointError as error:

@@ -5,8 +5,10 @@ import torch
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+from .backbones import PyramidBackbone
 from .checkpoints import load_file
 from .datasets import check_data
 from .engine import find_whole_checkpoint
@@ -20,7 +22,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from a checkpoint; without its name, from the last whole one in the work dir, or '
                         'from the beginning if there is none')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision; needs a GPU')
+    parser.add_argument('--amp', nargs='?', const='float16', choices=['float16', 'bfloat16'], metavar='DTYPE',
+                        help='automatic mixed precision in float16 (the default) or bfloat16; needs a GPU')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size, from auto_scale_lr.base_batch_size')
     add_common_arguments(parser)
@@ -31,15 +34,16 @@ def configure(args: argparse.Namespace) -> Config:
     """The config to train.
 
     Raises:
-        CheckpointError: if the checkpoint to start from is missing, cut short or no checkpoint.
+        CheckpointError: if the checkpoint or the weights to start from are missing, cut short or do not fit.
         SystemExit: for an option that this machine or config does not support.
     """
     cfg = load_config(args)
     if args.amp:
         if not (is_cuda_available() or is_npu_available()):
             raise SystemExit('error: --amp needs a GPU, and none was found; train without it')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
+        if args.amp == 'float16':  # bfloat16 has the range of float32
+            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
@@ -55,7 +59,24 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from'):
         load_file(cfg.load_from)  # for its errors, which name the file
+    if cfg.get('resume') and cfg.model.get('backbone'):
+        cfg.model.backbone.pop('init_cfg', None)  # its weights are in the checkpoint, and the file may be gone
+    check_initial_weights(cfg)
     return cfg
+
+
+def check_initial_weights(cfg: Config) -> None:
+    """Look at the pretrained weights of one of our backbones before any data is read, which can take minutes.
+
+    Raises:
+        CheckpointError: if they are missing, broken or of another variant; the message says what to do.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    kind = MODELS.get(backbone['type']) if isinstance(backbone.get('type'), str) else backbone.get('type')
+    if not (isinstance(kind, type) and issubclass(kind, PyramidBackbone)):
+        return
+    with torch.device('meta'):
+        MODELS.build(backbone).check_pretrained()
 
 
 def main(argv: list[str] | None = None) -> torch.nn.Module:

@@ -1,66 +1,229 @@
-"""Every config in configs/ builds a model that takes a training step."""
-import numpy as np
+"""Every config in configs/ trains and evaluates: real heads, losses and pipelines, on small generated images."""
+import json
+import math
+
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from mmsimvit.datasets import CLASSES
+from mmsimvit.train import main as train
 from tests.conftest import ROOT, SETTINGS
 
-CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+CONFIGS = sorted(str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'configs').rglob('*.py')
+                 if '_base_' not in path.parts)
+PARAMETERS = json.loads((ROOT / 'tests/model_parameters.json').read_text())
+SPLITS = dict(train='training', val='validation', test='validation')
+LOSSES = {
+    'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
+    'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's2.loss_cls', 's2.loss_bbox', 's2.loss_mask'},
+    'SparseRCNN': {'stage5_loss_cls', 'stage5_loss_bbox', 'stage5_loss_iou'},
+    'RetinaNet': {'loss_cls', 'loss_bbox'},
+    'ATSS': {'loss_cls', 'loss_bbox', 'loss_centerness'},
+    'GFL': {'loss_cls', 'loss_bbox', 'loss_dfl'},
+    'EncoderDecoder': {'decode.loss_ce', 'decode.acc_seg'},
+    'ImageClassifier': {'loss'},
+}
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=str)
-def test_takes_a_training_step_on_real_masks(path, workspace, monkeypatch):
-    """The config's model, losses, pipeline and optimizer, on generated images in place of its data."""
+def on_generated_images(cfg):
+    """The config with its own dataset types and transforms, but small images, few regions and one iteration."""
+    shrink_model(cfg.model)
+    for split, folder in SPLITS.items():
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        dataset = loader.dataset.dataset if loader.dataset.type == 'Shapes' else loader.dataset
+        dataset.pop('split', None)
+        if dataset.type == 'CocoDataset':
+            dataset.update(data_root='data/shapes', ann_file=f'annotations/instances_{folder}.json')
+            dataset.data_prefix = dict(img=f'images/{folder}')
+            dataset.metainfo = dict(classes=CLASSES[:num_classes(cfg.model)])
+        elif dataset.type in ('BaseSegDataset', 'ADE20KDataset'):
+            dataset.update(data_root='data/shapes', img_suffix='.png')
+            dataset.data_prefix = dict(img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}')
+        else:
+            dataset.update(type='CustomDataset', data_root=f'data/shapes/classification/{folder}')
+        shrink(dataset.pipeline)
+        loader.dataset = dict(type='Shapes', root='data/shapes', dataset=dataset, **SETTINGS)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if evaluator.type == 'CocoMetric':
+            evaluator.ann_file = 'data/shapes/annotations/instances_validation.json'
+    for scheduler in cfg.param_scheduler:
+        scheduler.start_factor = 1.  # a warm-up would begin with changes that rounding swallows
+        if scheduler.type != 'LinearLR':
+            del scheduler.start_factor
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=2)
+    cfg.default_hooks.checkpoint = None
+
+
+def heads(model):
+    for head in (model.get('bbox_head'), *map(model.get('roi_head', {}).get, ('bbox_head', 'mask_head'))):
+        yield from head if isinstance(head, list) else [head] if head else []
+
+
+def num_classes(model):
+    return next(head.num_classes for head in heads(model))
+
+
+def shrink(pipeline):
+    for step in pipeline:
+        for branch in step.get('transforms', ()):
+            shrink(branch)
+        if step.type in ('RandomResizedCrop', 'ResizeEdge'):
+            step.scale = 64
+        for key, value in dict(scale=(64, 64), scales=[(64, 64), (96, 96)], crop_size=(64, 64)).items():
+            if key in step and step.type not in ('RandomResizedCrop', 'ResizeEdge'):
+                step[key] = value[0] if step.type == 'CenterCrop' else value
+
+
+def shrink_model(model):
+    """Heads as they are, on fewer regions, for the generated classes."""
+    model.backbone.update(init_cfg=None)
+    if 'drop_path_rate' in model.backbone or model.backbone.type == 'SimViT':
+        model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
+    if model.data_preprocessor.get('size'):
+        model.data_preprocessor.size = (64, 64)
+    for head in heads(model):
+        head.num_classes = min(head.num_classes, len(CLASSES))
+    for head in (model.get('decode_head'), model.get('auxiliary_head')):
+        if head:
+            head.num_classes = max(head.num_classes, len(CLASSES) + 1)
+    if model.type == 'SparseRCNN':
+        model.rpn_head.num_proposals = model.test_cfg.rcnn.max_per_img = 20
+    if 'rpn_proposal' in (model.get('train_cfg') or {}):
+        model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=20)
+        model.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
+        regions = model.train_cfg.rcnn
+        for part in regions if isinstance(regions, list) else [regions]:
+            part.sampler.num = 16
+
+
+class Watch(Hook):
+    """What one iteration gives and changes."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses = {name: value.item() for name, value in outputs.items()}
+        self.unchanged = [name for name, p in runner.model.named_parameters() if torch.equal(p, self.before[name])]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
-    cfg = Config.fromfile(ROOT / path)
-    cfg.model.backbone.init_cfg = None
-    loader = cfg.train_dataloader
-    dataset = loader.dataset.dataset if loader.dataset.type == 'Shapes' else loader.dataset
-    shapes = Config.fromfile(ROOT / 'configs/_base_/datasets/shapes_instance.py').train_dataloader.dataset.dataset
-    dataset.update({key: shapes[key] for key in ('data_root', 'ann_file', 'data_prefix')})
-    dataset.metainfo = dict(classes=CLASSES[:cfg.model.roi_head.bbox_head.num_classes])
-    for step in dataset.pipeline:
-        if step.type == 'Resize':
-            step.scale = (96, 96)
-    loader.dataset = dict(type='Shapes', root='data/shapes', dataset=dataset, **SETTINGS)
-    loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        torch.manual_seed(0)
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-        batch = next(iter(Runner.build_dataloader(loader, seed=0)))
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = model.train_step(batch, optim_wrapper)
-    assert {'loss', 'loss_rpn_cls', 'loss_bbox', 'loss_mask'} <= set(losses)
-    assert np.isfinite(losses['loss'].item())
-    unchanged = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert [name for name in unchanged if name.startswith(('backbone', 'neck'))] == []
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
+    published = ConfigDict(cfg.model.copy())
+    published.backbone = {**published.backbone, 'init_cfg': None}
+    # Nothing of the size of the model is allocated, except for PVT v2, which asks its drop path rates for their values.
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('cpu' if 'pvtv2' in name else 'meta'):
+        parameters = sum(p.numel() for p in MODELS.build(published).parameters())
+    assert parameters == PARAMETERS[name], f'tests/model_parameters.json has {PARAMETERS.get(name)} for {name}'
+    on_generated_images(cfg)
+    cfg.update(work_dir=str(tmp_path), experiment_name=name.replace('/', '_'), randomness=dict(seed=0), log_level='WARNING')
+    runner, watch = Runner.from_cfg(cfg), Watch()
+    runner.register_hook(watch)
+    runner.train()
+    assert LOSSES[cfg.model.type] <= set(watch.losses)
+    assert all(map(math.isfinite, watch.losses.values())) and watch.losses['loss'] > 0
+    assert [name for name in watch.unchanged if name.startswith('backbone')] == []
+    scores = runner.val()
+    assert all(0 <= value <= 100 or value == -1 for value in scores.values())
+    if cfg.val_evaluator.type != 'CocoMetric':  # which gives nothing where nothing was found
+        assert scores
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=str)
-def test_neck_takes_the_channels_that_the_backbone_gives(path):
-    cfg = Config.fromfile(ROOT / path)
-    cfg.model.backbone.init_cfg = None
+def test_stored_parameter_counts_are_of_configs_that_exist():
+    assert set(PARAMETERS) == set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith('comparison')])
+def test_neck_and_head_take_the_channels_that_the_backbone_gives(name):
+    model = Config.fromfile(ROOT / 'configs' / name).model
     with torch.device('meta'):
-        backbone = MODELS.build(cfg.model.backbone)
-    assert tuple(cfg.model.neck.in_channels) == backbone.out_channels
-    assert cfg.auto_scale_lr.base_batch_size > 0
+        channels = MODELS.build({**model.backbone, 'init_cfg': None}).out_channels
+    if model.type == 'ImageClassifier':
+        assert model.head.in_channels == channels[-1]
+    elif model.get('neck'):
+        assert tuple(model.neck.in_channels) == channels
+    else:
+        assert tuple(model.decode_head.in_channels) == channels
+        assert model.auxiliary_head.in_channels == channels[model.auxiliary_head.in_index]
 
 
-def test_coco_recipe_is_the_published_1x():
-    cfg = Config.fromfile(ROOT / 'configs/maskrcnn_simvit_t_coco.py')
-    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=1e-4)
-    assert cfg.train_cfg.max_epochs == 12
-    assert [step.type for step in cfg.param_scheduler] == ['LinearLR', 'MultiStepLR']
-    assert cfg.param_scheduler[0].start_factor == 0.001 and cfg.param_scheduler[0].end == 500
-    assert cfg.param_scheduler[1].milestones == [8, 11]
-    assert cfg.train_dataloader.dataset.pipeline[2].scale == (1333, 800)
-    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=16)
-    assert cfg.model.backbone == dict(
-        type='SimViT', arch='tiny', init_cfg=dict(type='Pretrained', checkpoint='checkpoints/simvit_tiny.pth'))
+def recipe(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    optimizer = cfg.optim_wrapper.optimizer
+    length = cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters
+    return optimizer.type, optimizer.lr, optimizer.weight_decay, length, cfg.auto_scale_lr.base_batch_size
+
+
+@pytest.mark.parametrize(('name', 'expected'), [
+    ('maskrcnn_simvit_t_coco.py', ('AdamW', 2e-4, 1e-4, 12, 16)),
+    ('retinanet_simvit_micro_coco.py', ('AdamW', 1e-4, 1e-4, 12, 16)),
+    ('retinanet_simvit_s_coco.py', ('AdamW', 1e-4, 1e-4, 12, 16)),
+    ('maskrcnn_simvit_s_coco_3x.py', ('AdamW', 1e-4, 0.05, 36, 16)),
+    ('cascadercnn_simvit_s_coco_3x.py', ('AdamW', 1e-4, 0.05, 36, 16)),
+    ('sparsercnn_simvit_s_coco_3x.py', ('AdamW', 2.5e-5, 1e-4, 36, 16)),
+    ('upernet_simvit_l_ade20k.py', ('AdamW', 1e-4, 1e-4, 160000, 16)),
+    ('semfpn_simvit_m_ade20k.py', ('AdamW', 1e-4, 1e-4, 80000, 16)),
+    ('simvit_h_imagenet.py', ('AdamW', 5e-4 * 1024 / 512, 0.05, 300, 1024)),
+])
+def test_recipes_are_the_published_ones(name, expected):
+    assert recipe(name) == expected
+
+
+def test_schedules_are_the_published_ones():
+    """The rates after warm-up, and the steps."""
+    one, three, ade20k, imagenet = (Config.fromfile(ROOT / 'configs' / name).param_scheduler for name in (
+        'maskrcnn_simvit_t_coco.py', 'atss_simvit_s_coco_3x.py', 'upernet_simvit_t_ade20k.py', 'simvit_t_imagenet.py'))
+    assert (one[0].start_factor, one[0].end, one[1].milestones) == (0.001, 500, [8, 11])
+    assert three[1].milestones == [27, 33]
+    assert (ade20k[0].type, ade20k[0].power, ade20k[0].end) == ('PolyLR', 0.9, 160000)
+    assert (imagenet[0].start_factor * 1e-3, imagenet[0].end, imagenet[1].eta_min, imagenet[1].end) == (1e-6, 5, 1e-5, 300)
+
+
+@pytest.mark.parametrize(('name', 'with_mask'), [
+    ('maskrcnn_simvit_s_coco_3x.py', True), ('retinanet_simvit_s_coco_3x.py', False), ('retinanet_simvit_t_coco.py', False)])
+def test_masks_are_loaded_where_they_are_trained(name, with_mask):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        steps = [step for step in loader.dataset.pipeline if step.type == 'LoadAnnotations']
+        assert [step.get('with_mask', False) for step in steps] == [with_mask]
+    assert cfg.test_evaluator.metric == (['bbox', 'segm'] if with_mask else 'bbox')
+
+
+def test_three_times_schedule_has_no_decay_for_norms_alone():
+    cfg = Config.fromfile(ROOT / 'configs/gfl_simvit_s_coco_3x.py')
+    assert cfg.optim_wrapper.paramwise_cfg == dict(custom_keys=dict(norm=dict(decay_mult=0.)))
+
+
+@pytest.mark.parametrize('name', [
+    'maskrcnn_simvit_micro_coco.py', 'retinanet_simvit_l_coco.py', 'upernet_simvit_s_ade20k.py', 'semfpn_simvit_m_ade20k.py'])
+def test_missing_weights_stop_the_training_before_the_data_is_read(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r'error: checkpoint checkpoints/simvit_\w+.pth does not exist; published weights: '
+                                         r'.*convert_checkpoint.*random weights.*init_cfg=None'):
+        train([str(ROOT / 'configs' / name)])
+
+
+def test_a_checkpoint_of_our_classifier_starts_a_detector_and_a_segmentor(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace)
+    cfg = Config.fromfile(ROOT / 'configs/simvit_micro_imagenet.py')
+    on_generated_images(cfg)
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
+    cfg.update(work_dir=str(tmp_path), experiment_name='pretraining', randomness=dict(seed=0), log_level='WARNING')
+    Runner.from_cfg(cfg).train()
+    trained = torch.load(tmp_path / 'iter_1.pth')['state_dict']
+    for name in ('retinanet_simvit_micro_coco.py', 'upernet_simvit_micro_ade20k.py'):
+        model_cfg = Config.fromfile(ROOT / 'configs' / name).model
+        model_cfg.backbone.init_cfg.checkpoint = str(tmp_path / 'iter_1.pth')
+        with DefaultScope.overwrite_default_scope('mmdet' if 'retinanet' in name else 'mmseg'):
+            model = MODELS.build(model_cfg)
+            model.init_weights()
+        for key, tensor in model.backbone.state_dict().items():
+            torch.testing.assert_close(tensor, trained[f'backbone.{key}'], rtol=0, atol=0)

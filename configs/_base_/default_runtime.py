@@ -1,5 +1,5 @@
+# What the three libraries share.
 custom_imports = dict(imports=['mmsimvit'])
-default_scope = 'mmdet'
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -7,8 +7,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     # More than one, so that a whole checkpoint is left when the writing of the next is cut short.
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'))
+    sampler_seed=dict(type='DistSamplerSeedHook'))
 
 env_cfg = dict(
     cudnn_benchmark=False,
@@ -16,9 +15,6 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'))
 
 vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-
 log_level = 'INFO'
 load_from = None
 resume = False

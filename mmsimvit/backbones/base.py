@@ -121,10 +121,18 @@ class PyramidBackbone(BaseModule):
         """
         if not self._is_init:
             self.init_random_weights()
-            for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
-                if cfg['type'] == 'Pretrained':
-                    cfg['prefix'] = check_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+            self.check_pretrained()
         super().init_weights()
+
+    def check_pretrained(self) -> None:
+        """Make sure that a ``Pretrained`` checkpoint of ``init_cfg`` holds every parameter, and find its prefix.
+
+        Raises:
+            CheckpointError: if it cannot be read or does not fit.
+        """
+        for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
+            if cfg['type'] == 'Pretrained':
+                cfg['prefix'] = check_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation of every parameter."""

@@ -13,7 +13,8 @@ from mmengine.registry import DATASETS
 from .errors import DataError
 
 COCO = ('CocoDataset', 'mmdet.CocoDataset')
-CHECKED = (*COCO, 'BaseSegDataset', 'ADE20KDataset', 'CustomDataset', 'ImageNet')
+SEGMENTATION = ('BaseSegDataset', 'ADE20KDataset')
+CHECKED = (*COCO, *SEGMENTATION, 'CustomDataset', 'ImageNet')
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -66,6 +67,13 @@ def _check_dataset(dataset: dict, split: str) -> None:
             raise DataError(f'folder {folder} does not exist; put the data there, or change data_root in the config')
         if next(folder.iterdir(), None) is None:
             raise DataError(f'folder {folder} is empty; put the data there, or change data_root in the config')
+    if dataset['type'] in SEGMENTATION and not dataset.get('ann_file'):
+        for kind, key, default in (('img_path', 'img_suffix', '.jpg'), ('seg_map_path', 'seg_map_suffix', '.png')):
+            suffix = dataset.get(key, default)
+            if kind in folders and next(folders[kind].rglob(f'*{suffix}'), None) is None:
+                other = next((path.name for path in folders[kind].rglob('*.*')), 'no file')
+                raise DataError(f'no file in {folders[kind]} ends with {suffix} (there is {other}); set {key} of '
+                                'the dataset in the config')
     if dataset['type'] in COCO and dataset.get('ann_file'):
         classes = (dataset.get('metainfo') or {}).get('classes') or DATASETS.get('mmdet.CocoDataset').METAINFO['classes']
         with_mask = any(step.get('with_mask') for step in dataset.get('pipeline', ()))

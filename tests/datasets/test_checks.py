@@ -10,12 +10,10 @@ from mmsimvit import DataError
 from mmsimvit.datasets import CLASSES, check_data
 from tests.conftest import ROOT, run
 
-CUSTOM = (ROOT / 'configs/maskrcnn_simvit_micro_custom.py').read_text()
 
-
-def user_config(folder, classes=CLASSES):
+def user_config(folder, classes=CLASSES, detector='maskrcnn'):
     """The config for one's own data as a user edits it, in a folder of theirs."""
-    text = CUSTOM
+    text = (ROOT / f'configs/{detector}_simvit_micro_custom.py').read_text()
     for before, after in (
         ("'./_base_/", f"'{ROOT}/configs/_base_/"),
         ("data_root = 'data/custom'", f"data_root = '{folder}/own'"),
@@ -157,7 +155,51 @@ def test_an_image_that_cannot_be_decoded_ends_with_one_line(own, tmp_path):
                                     'of the annotations')
 
 
-def test_own_data_trains_and_evaluates(own, tmp_path):
-    out = run(ROOT / 'tools/train.py', user_config(tmp_path), '--work-dir', tmp_path, '--cfg-options',
-              'train_cfg.val_interval=1', cwd=tmp_path)
+@pytest.mark.parametrize('detector', ['maskrcnn', 'retinanet'])
+def test_own_data_trains_and_evaluates(detector, own, tmp_path):
+    every_score = dict(maskrcnn='model.test_cfg.rcnn.score_thr=0', retinanet='model.test_cfg.score_thr=0')[detector]
+    out = run(ROOT / 'tools/train.py', user_config(tmp_path, detector=detector), '--work-dir', tmp_path, '--cfg-options',
+              'train_cfg.val_interval=1', every_score, cwd=tmp_path)
     assert 'coco/bbox_mAP' in out
+    assert ('coco/segm_mAP' in out) == (detector == 'maskrcnn')
+
+
+def own_segmentation_config(workspace, folder):
+    """The generated images and index masks as somebody's own, and the config as they edit it."""
+    for split, name in (('training', 'train'), ('validation', 'val')):
+        shutil.copytree(workspace / f'data/shapes/images/{split}', folder / f'own/img_dir/{name}')
+        shutil.copytree(workspace / f'data/shapes/annotations/{split}', folder / f'own/ann_dir/{name}')
+    text = (ROOT / 'configs/semfpn_simvit_micro_custom.py').read_text()
+    for before, after in (
+        ("'./_base_/", f"'{ROOT}/configs/_base_/"),
+        ("data_root = 'data/custom'", f"data_root = '{folder}/own'"),
+        ("image_suffix, mask_suffix = '.jpg', '.png'", "image_suffix, mask_suffix = '.png', '.png'"),
+        ("classes = ('background', 'object')", f"classes = {('background', *CLASSES)!r}"),
+        ('palette = [(0, 0, 0), (220, 20, 60)]', 'palette = [(0, 0, 30 * i) for i in range(7)]'),
+        ('image_scale = (640, 640)', 'image_scale = (64, 64)'),
+        ('crop_size = (256, 256)', 'crop_size = (64, 64)'),
+        ('batch_size, max_epochs, learning_rate = 8, 50, 5e-4', 'batch_size, max_epochs, learning_rate = 4, 1, 5e-4'),
+    ):
+        assert before in text
+        text = text.replace(before, after)
+    (folder / 'own.py').write_text(text)
+    return folder / 'own.py'
+
+
+def test_own_segmentation_data_trains_and_evaluates(workspace, tmp_path):
+    config = own_segmentation_config(workspace, tmp_path)
+    out = run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', 'train_cfg.val_interval=1',
+              cwd=tmp_path)
+    assert 'mIoU' in out
+    assert all(name in out for name in ('background', *CLASSES))  # the table of classes
+
+
+@pytest.mark.parametrize(('before', 'after', 'message'), [
+    ("'.png', '.png'", "'.jpg', '.png'", r'no file in .*own/img_dir/train ends with .jpg \(there is .*png\); set img_suffix'),
+    ("'.png', '.png'", "'.png', '_mask.png'", r'no file in .*own/ann_dir/train ends with _mask.png .*set seg_map_suffix'),
+])
+def test_another_file_suffix_is_said(before, after, message, workspace, tmp_path):
+    config = own_segmentation_config(workspace, tmp_path)
+    config.write_text(config.read_text().replace(before, after))
+    with pytest.raises(DataError, match=message):
+        check_data(Config.fromfile(config), ('train', 'val'))

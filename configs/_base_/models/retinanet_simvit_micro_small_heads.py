@@ -1,0 +1,10 @@
+# For small images and few classes on a CPU: a quarter of the channels, half of the convolutions, smaller anchors.
+_base_ = './retinanet_simvit.py'
+model = dict(
+    backbone=dict(arch='micro', drop_path_rate=0.),
+    neck=dict(in_channels=[32, 64, 160, 256], out_channels=64, num_outs=4),
+    bbox_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32, 64])))

@@ -1,0 +1,6 @@
+_base_ = './retinanet_simvit_t_coco.py'
+pretrained = 'checkpoints/simvit_micro.pth'
+
+model = dict(
+    backbone=dict(arch='micro', init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=[32, 64, 160, 256]))

@@ -1,0 +1,2 @@
+_base_ = './simvit_t_imagenet.py'
+model = dict(backbone=dict(arch='huge'))

@@ -1,0 +1,12 @@
+_base_ = [
+    './_base_/models/upernet_simvit_micro_small_heads.py', './_base_/datasets/shapes_segmentation.py',
+    './_base_/schedules/adamw_cosine.py', './_base_/segmentation_runtime.py'
+]
+# From random weights, minutes on two CPU cores.
+model = dict(
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[64., 64., 64.], size=(128, 128)),
+    decode_head=dict(num_classes=7),
+    auxiliary_head=dict(num_classes=7))
+auto_scale_lr = dict(base_batch_size=8)
+randomness = dict(seed=0)
+default_hooks = dict(logger=dict(interval=25))
