@@ -2,18 +2,22 @@
 
 Importing this package registers everything in it with mmengine's root registries.
 """
-import torch
-from mmengine.utils import digit_version
+import sys
 
-if digit_version(torch.__version__) < digit_version('2.6'):
-    raise ImportError(f'mmsimvit needs torch 2.6 or later, for safe loading of checkpoints; this is {torch.__version__}')
+# `python -m mmsimvit.doctor` imports this package first, and is for environments in which torch or mmengine do not load.
+if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word in sys.orig_argv)):
+    import torch
+    from mmengine.utils import digit_version
 
-from .backbones import PyramidBackbone, SimViT
-from .checkpoints import CheckpointError, convert_state_dict
-from .datasets import DataError, generate_shapes
-from .engine import allow_training_checkpoints
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        raise ImportError(f'mmsimvit needs torch 2.6 or later, for safe loading of checkpoints; this is {torch.__version__}')
 
-allow_training_checkpoints()
+    from .backbones import PyramidBackbone, SimViT
+    from .checkpoints import CheckpointError, convert_state_dict
+    from .datasets import DataError, generate_shapes
+    from .engine import allow_training_checkpoints
+
+    allow_training_checkpoints()
 
 __version__ = '0.1.0'
 __all__ = ['CheckpointError', 'DataError', 'PyramidBackbone', 'SimViT', 'convert_state_dict', 'generate_shapes']
