@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -16,6 +18,20 @@ def stack() -> list[str]:
     return [line for line in lines if line and not line.startswith('#')]
 
 
+class BuildWithMim(build_py):
+    """The package and, in its folder .mim, what mim looks for there: configs, tools and the index of models."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'mmsimvit/.mim')
+        shutil.rmtree(target, ignore_errors=True)  # an earlier build's
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', target)
+
+
 setup(
     name='mmsimvit',
     version=version(),
@@ -24,6 +40,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmsimvit', 'mmsimvit.*']),
+    cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the
     # OpenMMLab packages have forks of other names with the same import names.
