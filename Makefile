@@ -1,8 +1,10 @@
 PYTHON ?= python3
+TASK ?= detection
 
 .PHONY: help setup test demo
 help:
-	@echo 'make demo   set up, train Mask R-CNN on SimViT for minutes on generated images, show what it learnt'
+	@echo 'make demo   set up, train Mask R-CNN on SimViT for minutes on generated images, show what it learnt;'
+	@echo '            TASK=segmentation for Semantic FPN, TASK=classification for a classifier'
 	@echo 'make test   set up, run the tests and the linter'
 	@echo 'make setup  set up .venv alone'
 
@@ -14,4 +16,4 @@ test: setup
 	.venv/bin/python -m ruff check .
 
 demo: setup
-	.venv/bin/python tools/demo.py
+	.venv/bin/python tools/demo.py --task $(TASK)

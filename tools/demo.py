@@ -1,27 +1,46 @@
-"""Train Mask R-CNN on SimViT-micro from random weights on generated images, evaluate it, and draw what it learnt.
+"""Train SimViT-micro from random weights on generated images, evaluate it, and draw what it learnt.
 
 Interrupted, it goes on from its last checkpoint when started again.
 """
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from mmsimvit.engine.errors import one_line_errors
-from mmsimvit.engine.pictures import draw_curves, draw_detections
+from mmsimvit.engine.pictures import draw_classifications, draw_curves, draw_detections, draw_segmentations
 from mmsimvit.engine.resume import find_whole_checkpoint
 from mmsimvit.test import main as test
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = 'configs/maskrcnn_simvit_micro_shapes.py'
-LEAST_AP = 0.30  # of boxes and of masks: a run below has not learnt what it should
+
+
+class Task(NamedTuple):
+    """What is trained, and what it must reach: a score below has not learnt what it should."""
+    config: str
+    draw: Callable
+    scores: dict[str, tuple[str, float, float]]  # of the evaluator -> name, its full scale, least value
+
+
+TASKS = dict(
+    detection=Task('maskrcnn_simvit_micro_shapes.py', draw_detections,
+                   {'coco/bbox_mAP': ('box AP', 1, 0.3), 'coco/segm_mAP': ('mask AP', 1, 0.3)}),
+    segmentation=Task('semfpn_simvit_micro_shapes.py', draw_segmentations, {'mIoU': ('mean IoU', 100, 0.5)}),
+    classification=Task('simvit_micro_shapes.py', draw_classifications, {'accuracy/top1': ('accuracy', 100, 0.7)}),
+)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', default='work_dirs/demo', help='where logs, checkpoints and pictures go')
-    work_dir = Path(parser.parse_args(argv).work_dir)
-    config = ROOT / CONFIG
+    parser.add_argument('--task', choices=list(TASKS), default='detection', help='Mask R-CNN, Semantic FPN or a classifier')
+    parser.add_argument('--work-dir', metavar='DIR', help='where logs, checkpoints and pictures go; work_dirs/demo_<task> by '
+                        'default')
+    args = parser.parse_args(argv)
+    task = TASKS[args.task]
+    work_dir = Path(args.work_dir or f'work_dirs/demo_{args.task}')
+    config = ROOT / 'configs' / task.config
     train = subprocess.run([sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir])
     if train.returncode:
         sys.exit('error: training ended early, see above; the same command goes on from the last checkpoint')
@@ -29,12 +48,14 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint = find_whole_checkpoint(work_dir)
         metrics = test([str(config), checkpoint, '--work-dir', str(work_dir / 'test')])
         draw_curves(work_dir, work_dir / 'curves.png')
-        draw_detections(config, checkpoint, work_dir / 'predictions.png')
-    box, mask = (metrics.get(f'coco/{kind}_mAP', 0.) for kind in ('bbox', 'segm'))  # absent if nothing was found
-    print(f'\nbox AP {box:.3f}, mask AP {mask:.3f} (0.50:0.95) on images it was not trained on\n'
-          f'ground truth and predictions: {work_dir}/predictions.png\nloss and AP: {work_dir}/curves.png')
-    if not min(box, mask) >= LEAST_AP:
-        sys.exit(f'error: an AP below {LEAST_AP} means that it did not learn; look at {work_dir}/curves.png')
+        task.draw(config, checkpoint, work_dir / 'predictions.png')
+    # A detector's scores are absent if it found nothing.
+    scores = {name: (metrics.get(key, 0.) / scale, least) for key, (name, scale, least) in task.scores.items()}
+    print('\n' + ', '.join(f'{name} {score:.3f}' for name, (score, _) in scores.items()) + ' on images it was not trained on\n'
+          f'predictions: {work_dir}/predictions.png\nloss and scores: {work_dir}/curves.png')
+    for name, (score, least) in scores.items():
+        if not score >= least:
+            sys.exit(f'error: {name} {score:.3f} is below {least}, so it did not learn; look at {work_dir}/curves.png')
 
 
 if __name__ == '__main__':

@@ -12,8 +12,20 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.startswith('{') and line.endswith('}')]  # the last may be cut
 
 
+def validation_scores(records: list[dict]) -> dict[str, dict[int, float]]:
+    """The main validation scores among logged records, from 0 to 1: name -> epoch (or iteration) -> score."""
+    scores = {}
+    for record in records:
+        for name, value in record.items():
+            if name.endswith(('mAP', 'mAP_50')):
+                scores.setdefault(name, {})[record['step']] = value
+            elif name.endswith(('mIoU', 'top1')):  # percentages
+                scores.setdefault(name, {})[record['step']] = value / 100
+    return scores
+
+
 def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
-    """Draw the loss by iteration and every validation score by epoch.
+    """Draw the loss by iteration and every validation score, from 0 to 1, by epoch (or iteration).
 
     Raises:
         ValueError: if nothing was logged in ``work_dir``.
@@ -21,11 +33,7 @@ def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
     from matplotlib.figure import Figure
     records = read_scalars(work_dir)
     losses = {record['step']: record['loss'] for record in records if 'loss' in record}
-    scores = {}
-    for record in records:
-        for name, value in record.items():
-            if name.endswith(('mAP', 'mAP_50', 'mIoU', 'top1')):
-                scores.setdefault(name, {})[record['step']] = value
+    scores = validation_scores(records)
     if not losses:
         raise ValueError(f'no loss was logged in {work_dir}/*/vis_data/scalars.json, so there is no curve to draw')
     figure = Figure(figsize=(9, 3.5), layout='constrained')
@@ -34,7 +42,8 @@ def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
     left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
     for name, values in scores.items():
         right.plot(*zip(*sorted(values.items())), marker='o', label=name)
-    right.set(xlabel='epoch', ylabel='validation', ylim=(0, 1))
+    by_epoch = any('epoch' in record for record in records)
+    right.set(xlabel='epoch' if by_epoch else 'iteration', ylabel='validation', ylim=(0, 1))
     right.xaxis.get_major_locator().set_params(integer=True)
     if scores:
         right.legend()
@@ -89,8 +98,88 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
             InstanceData(bboxes=found.bboxes, labels=found.labels, scores=found.scores), found.masks, zoom, size)
         visualizer.add_datasample('detections', big, sample, pred_score_thr=score_thr, show=False)
         left, right = np.split(visualizer.get_image(), 2, axis=1)
-        line = np.full((height, 4, 3), 255, left.dtype)
-        tiles.append(np.pad(np.concatenate((left, line, right), axis=1), ((4, 4), (4, 4), (0, 0)), constant_values=255))
+        tiles.append(_side_by_side(left, right))
+    _write_grid(tiles, columns, out_file)
+
+
+def draw_segmentations(config: str | Path, checkpoint: str | Path, out_file: str | Path, num_images: int = 8,
+                       columns: int = 2, height: int = 320) -> None:
+    """Draw ground truth (left) and predictions (right) of a segmentor for the first validation images, side by side.
+
+    Args:
+        config, checkpoint: of a trained segmentor, whose dataset has a palette.
+        out_file: the PNG to write.
+        num_images, columns: how many images, in how many columns.
+        height: to which each image is enlarged, in pixels.
+    """
+    import mmcv
+    tiles = []
+    for sample, dataset in _predictions(config, checkpoint, num_images):
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        size = (round(image.shape[1] * height / image.shape[0]), height)
+        palette = np.array(dataset.metainfo['palette'] + [(0, 0, 0)] * (256 - len(dataset.metainfo['palette'])))
+        drawn = []
+        for labels in (sample.gt_sem_seg, sample.pred_sem_seg):
+            colours = palette[labels.data[0].cpu().numpy()]
+            drawn.append(mmcv.imresize((0.4 * image + 0.6 * colours).astype(np.uint8), size, interpolation='nearest'))
+        tiles.append(_side_by_side(*drawn))
+    _write_grid(tiles, columns, out_file)
+
+
+def draw_classifications(config: str | Path, checkpoint: str | Path, out_file: str | Path, num_images: int = 24,
+                         columns: int = 8) -> None:
+    """Draw validation images, evenly taken from all, with the class that a classifier sees and its score.
+
+    Args:
+        config, checkpoint: of a trained classifier.
+        out_file: the PNG to write.
+        num_images, columns: how many images, in how many columns.
+    """
+    import mmcv
+    from matplotlib.figure import Figure
+    found = list(_predictions(config, checkpoint, num_images, spread=True))
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(1.4 * columns, 1.7 * rows), layout='constrained')
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis('off')
+    for axes, (sample, dataset) in zip(figure.axes, found):
+        names, label, truth = dataset.metainfo['classes'], int(sample.pred_label), int(sample.gt_label)
+        text = f'{names[label]} {sample.pred_score[label]:.2f}' + ('' if label == truth else f'\nnot {names[truth]}')
+        axes.imshow(mmcv.imread(sample.img_path, channel_order='rgb'))
+        axes.set_title(text, fontsize=8, color='black' if label == truth else 'tab:red')
+    figure.savefig(out_file, dpi=120)
+
+
+def _predictions(config: str | Path, checkpoint: str | Path, num_images: int, spread: bool = False):
+    """The data samples of validation images with what a model predicts, each with its dataset."""
+    import torch
+    from mmengine.config import Config
+    from mmengine.dataset import pseudo_collate
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import DATASETS, MODELS, DefaultScope
+    from mmengine.runner import load_checkpoint
+
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        load_checkpoint(model, str(checkpoint), map_location='cpu')
+        model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        step = max(len(dataset) // num_images, 1) if spread else 1
+        with torch.no_grad():
+            for index in range(0, len(dataset), step)[:num_images]:
+                yield model.test_step(pseudo_collate([dataset[index]]))[0], dataset
+
+
+def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    line = np.full((left.shape[0], 4, 3), 255, left.dtype)
+    return np.pad(np.concatenate((left, line, right), axis=1), ((4, 4), (4, 4), (0, 0)), constant_values=255)
+
+
+def _write_grid(tiles: list[np.ndarray], columns: int, out_file: str | Path) -> None:
+    """Write pictures of one height in rows, filled up with white."""
+    import mmcv
     width = max(tile.shape[1] for tile in tiles)
     tiles = [np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), constant_values=255) for tile in tiles]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)

@@ -7,7 +7,14 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from mmsimvit.engine.pictures import draw_curves, draw_detections, read_scalars
+from mmsimvit.engine.pictures import (
+    draw_classifications,
+    draw_curves,
+    draw_detections,
+    draw_segmentations,
+    read_scalars,
+    validation_scores,
+)
 from tests.conftest import ROOT, SETTINGS
 
 
@@ -39,16 +46,29 @@ def test_a_log_cut_in_its_last_line_is_read(tmp_path):
     assert read_scalars(tmp_path) == [dict(loss=2.0, step=1)]
 
 
+def test_scores_are_on_one_scale():
+    """MMSegmentation and MMPreTrain give percentages, MMDetection fractions."""
+    records = [dict(loss=2.0, step=1), {'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_s': 0.1, 'step': 1}, {'mIoU': 25.0, 'step': 1},
+               {'accuracy/top1': 75.0, 'step': 2}, {'coco/bbox_mAP': 0.5, 'step': 2}]
+    assert validation_scores(records) == {'coco/bbox_mAP': {1: 0.25, 2: 0.5}, 'mIoU': {1: 0.25}, 'accuracy/top1': {2: 0.75}}
+
+
+def untrained(name, tmp_path):
+    """A config on the small generated data set, and a checkpoint of it with random weights."""
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {str(ROOT / "configs" / name)!r}\n'
+                      f'val_dataloader = test_dataloader = dict(dataset=dict(**{SETTINGS!r}))\n')
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'untrained.pth')
+    return config, tmp_path / 'untrained.pth'
+
+
 def test_ground_truth_is_drawn_beside_predictions(workspace, tmp_path, monkeypatch):
     """Three images in two columns; an untrained detector finds nothing, so that the right side is the image alone."""
     monkeypatch.chdir(workspace)
-    config = tmp_path / 'config.py'
-    config.write_text(f'_base_ = {str(ROOT / "configs/maskrcnn_simvit_micro_shapes.py")!r}\n'
-                      f'val_dataloader = test_dataloader = dict(dataset=dict(**{SETTINGS!r}))\n')
-    cfg = Config.fromfile(config)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'untrained.pth')
-    draw_detections(config, tmp_path / 'untrained.pth', tmp_path / 'out.png', height=128)
+    draw_detections(*untrained('maskrcnn_simvit_micro_shapes.py', tmp_path), tmp_path / 'out.png', height=128)
     drawn = np.asarray(Image.open(tmp_path / 'out.png')).astype(int)
     assert drawn.shape == (2 * (128 + 8), 2 * (2 * 128 + 12), 3)
     truth, found = drawn[4:132, 4:132], drawn[4:132, 136:264]
@@ -58,3 +78,26 @@ def test_ground_truth_is_drawn_beside_predictions(workspace, tmp_path, monkeypat
     image = np.asarray(Image.open('data/shapes/images/validation/000000.png').resize((128, 128), 0)).astype(int)
     assert np.abs(found - image).mean() < 5
     assert (drawn[140:, 272:] == 255).all()  # no fourth image
+
+
+def test_label_maps_are_drawn_beside_one_another(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace)
+    draw_segmentations(*untrained('semfpn_simvit_micro_shapes.py', tmp_path), tmp_path / 'out.png', height=64)
+    drawn = np.asarray(Image.open(tmp_path / 'out.png')).astype(int)
+    assert drawn.shape == (2 * (64 + 8), 2 * (2 * 64 + 12), 3)
+    labels = np.asarray(Image.open('data/shapes/annotations/validation/000000.png'))
+    image = np.asarray(Image.open('data/shapes/images/validation/000000.png')).astype(int)
+    assert labels.max() > 0
+    palette = Config.fromfile(ROOT / 'configs/semfpn_simvit_micro_shapes.py').metainfo.palette
+    expected = 0.4 * image + 0.6 * np.array(palette)[labels]
+    assert np.abs(drawn[4:68, 4:68] - expected).max() <= 1
+    assert np.abs(drawn[4:68, 72:136] - expected).max() > 20  # random weights see something else
+
+
+def test_classes_are_written_over_images(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace)
+    draw_classifications(*untrained('simvit_micro_shapes.py', tmp_path), tmp_path / 'out.png', num_images=6, columns=3)
+    drawn = np.asarray(Image.open(tmp_path / 'out.png').convert('RGB')).astype(int)
+    assert drawn.shape == (408, 504, 3)
+    red = np.abs(drawn - (214, 39, 40)).sum(-1) < 40
+    assert red.sum() > 100  # six classes, one image of each: random weights are wrong somewhere
