@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(arch='micro', drop_path_rate=0.),
     head=dict(num_classes=6, in_channels=256, loss=dict(_delete_=True, type='CrossEntropyLoss')),
     train_cfg=None)
-train_cfg = dict(max_epochs=30, val_interval=5)
+train_cfg = dict(max_epochs=12)
 auto_scale_lr = dict(base_batch_size=32)
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(interval=10))
+default_hooks = dict(logger=dict(interval=25))

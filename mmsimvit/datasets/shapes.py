@@ -28,7 +28,7 @@ CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 SPLITS = ('training', 'validation')
 SETTINGS = ('num_training', 'num_validation', 'image_size', 'seed')
 UNFINISHED = '.unfinished'
-VERSION = 1  # of the pixels; a change of the renderer must raise it
+VERSION = 2  # of the files; a change of the renderer must raise it
 
 SUBPIXELS = 16
 # Corners in 1/1024 of the radius, so that every shape but the cross reaches the circle around it.
@@ -50,7 +50,7 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
 
     Args:
         root: the folder to make.
-        num_training, num_validation: numbers of images; of each class, a tenth as many are made for classification.
+        num_training, num_validation: numbers of images; of each class, half as many are made for classification.
         image_size: height and width of the images in pixels, at least 32; those for classification have half of it.
         seed: what the pixels depend on.
 
@@ -122,7 +122,7 @@ def _is_there(root: Path, settings: dict) -> bool:
 
 def _write(root: Path, settings: dict, progress: Progress) -> None:
     size, counts = settings['image_size'], (settings['num_training'], settings['num_validation'])
-    per_class = [max(count // 10, 1) for count in counts]
+    per_class = [max(count // 2, 1) for count in counts]
     task = progress.add_task('generating shapes', total=sum(counts) + len(CLASSES) * sum(per_class))
     for split, name in enumerate(SPLITS):
         for kind in ('images', 'annotations'):

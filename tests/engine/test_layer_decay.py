@@ -188,6 +188,7 @@ def test_schedulers_keep_the_ratios(models):
 
 def test_the_table_is_logged_once_instead_of_a_line_for_each_parameter(monkeypatch):
     model, messages = build('mmpretrain', frozen_stages=1), []
+    MMLogger.get_instance('test_layer_decay')  # the current one from now on, of the level INFO
     monkeypatch.setattr(MMLogger, 'callHandlers', lambda self, record: messages.append(record.getMessage()))
     wrapper = construct(model, layer_decay_rate=0.5, bias_lr_mult=3.)
     table = describe_param_groups(wrapper)

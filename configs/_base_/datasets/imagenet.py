@@ -1,5 +1,5 @@
-# ImageNet-1k in MMPreTrain's layout: data/imagenet/{train,val}/<class>. Augmentation as published (DeiT's). Its colour jitter is
-# left out, since timm, which the published code trains with, leaves it out wherever RandAugment is on.
+# ImageNet-1k in MMPreTrain's layout: data/imagenet/{train,val}/<class>. Augmentation as published (DeiT's). Its colour jitter
+# is left out, since timm, which the published code trains with, leaves it out wherever RandAugment is on.
 data_root = 'data/imagenet'
 bgr_mean, bgr_std = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395]
 

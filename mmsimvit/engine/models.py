@@ -1,0 +1,58 @@
+"""The model of a config by itself, for tools that need neither data nor a runner."""
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from ..backbones import PyramidBackbone
+from ..datasets import DataError
+from .launch import load_config
+
+
+class ModelError(DataError):
+    """A model that cannot be run, counted or exported as asked; the message says what to do."""
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings that replace those of the config, such as model.backbone.arch=small')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)  # which load_config asks for, too
+
+
+def at_least_one(word: str) -> int:
+    """The type of an argument that is a number of pixels or of things."""
+    if not word.isdecimal() or int(word) < 1:
+        raise ArgumentTypeError(f'must be positive whole numbers, got {word!r}')
+    return int(word)
+
+
+def build_model(args: Namespace) -> tuple[Config, nn.Module]:
+    """The config of a command line, and its model as the constructors leave it.
+
+    Raises:
+        FileNotFoundError: if there is no such config.
+        ModelError: if it has no model.
+        SystemExit: if its library is not installed.
+    """
+    cfg = load_config(args)
+    if not cfg.get('model'):
+        raise ModelError(f'{args.config} has no model; name the config of a detector, segmentor or classifier')
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's Runner does
+    MMLogger.get_instance('model').setLevel('WARNING')  # it becomes the current one: no line for each parameter
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        return cfg, MODELS.build(cfg.model)
+
+
+def image_channels(model: nn.Module) -> int:
+    """How many channels the images of a model, or of a backbone, have."""
+    backbone = getattr(model, 'backbone', model)
+    return backbone.in_channels if isinstance(backbone, PyramidBackbone) else 3
+
+
+def is_a(model: nn.Module, base: str) -> bool:
+    """Whether a model is of a library's class of that name, without importing the library."""
+    return base in {parent.__name__ for parent in type(model).__mro__}
