@@ -15,6 +15,8 @@ batch_size, max_epochs, learning_rate = 4, 24, 4e-4
 metainfo = dict(classes=classes)
 model = dict(
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
+    neck=dict(num_outs=5),
+    rpn_head=dict(anchor_generator=dict(scales=[4, 8], strides=[4, 8, 16, 32, 64])),  # of 16 to 512 pixels
     roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes))),
     train_cfg=dict(rpn_proposal=dict(nms_pre=1000, max_per_img=500), rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=500), rcnn=dict(max_per_img=100)))

@@ -15,7 +15,9 @@ batch_size, max_epochs, learning_rate = 4, 24, 4e-4
 metainfo = dict(classes=classes)
 model = dict(
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
-    bbox_head=dict(num_classes=len(classes)))
+    neck=dict(num_outs=5),
+    bbox_head=dict(  # anchors of 16 to 400 pixels
+        num_classes=len(classes), anchor_generator=dict(strides=[8, 16, 32, 64, 128])))
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

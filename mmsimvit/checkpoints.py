@@ -192,9 +192,12 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
     backbone_name = type(backbone).__name__
     advice = ('a checkpoint of an ImageNet config will do as well; to start from random weights instead: '
               '--cfg-options model.backbone.init_cfg=None')
+    arch = next((name for name, values in backbone.arch_zoo.items() if values == backbone.arch), 'this arch')
     for system, known in SYSTEMS.items():
-        if known.backbone == backbone_name:
-            advice = (f'published weights: {known.source} ({", ".join(known.released)}), converted with python '
+        if known.backbone == backbone_name and arch not in known.released:
+            advice = f'no weights of {arch} were published ({known.source} has {", ".join(known.released)}); {advice}'
+        elif known.backbone == backbone_name:
+            advice = (f'published weights: {known.source}, converted with python '
                       f'tools/convert_checkpoint.py SRC {path} --system {system}; {advice}')
     try:
         checkpoint = load_file(path)

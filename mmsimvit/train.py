@@ -22,8 +22,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from a checkpoint; without its name, from the last whole one in the work dir, or '
                         'from the beginning if there is none')
-    parser.add_argument('--amp', nargs='?', const='float16', choices=['float16', 'bfloat16'], metavar='DTYPE',
-                        help='automatic mixed precision in float16 (the default) or bfloat16; needs a GPU')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision; needs a GPU')
+    parser.add_argument('--amp-dtype', choices=['float16', 'bfloat16'],
+                        help="type of --amp; that of the config's optim_wrapper by default, or float16")
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size, from auto_scale_lr.base_batch_size')
     add_common_arguments(parser)
@@ -41,9 +42,12 @@ def configure(args: argparse.Namespace) -> Config:
     if args.amp:
         if not (is_cuda_available() or is_npu_available()):
             raise SystemExit('error: --amp needs a GPU, and none was found; train without it')
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=args.amp)
-        if args.amp == 'float16':  # bfloat16 has the range of float32
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.dtype = args.amp_dtype or cfg.optim_wrapper.get('dtype', 'float16')
+        if cfg.optim_wrapper.dtype == 'bfloat16':  # it has the range of float32
+            cfg.optim_wrapper.setdefault('loss_scale', dict(enabled=False))
+    elif args.amp_dtype:
+        raise SystemExit(f'error: --amp-dtype {args.amp_dtype} says in which type --amp computes; give both')
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
@@ -59,7 +63,7 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from'):
         load_file(cfg.load_from)  # for its errors, which name the file
-    if cfg.get('resume') and cfg.model.get('backbone'):
+    if cfg.get('resume') and cfg.get('load_from') and cfg.model.get('backbone'):
         cfg.model.backbone.pop('init_cfg', None)  # its weights are in the checkpoint, and the file may be gone
     check_initial_weights(cfg)
     return cfg

@@ -52,9 +52,8 @@ def on_generated_images(cfg):
         if evaluator.type == 'CocoMetric':
             evaluator.ann_file = 'data/shapes/annotations/instances_validation.json'
     for scheduler in cfg.param_scheduler:
-        scheduler.start_factor = 1.  # a warm-up would begin with changes that rounding swallows
-        if scheduler.type != 'LinearLR':
-            del scheduler.start_factor
+        if scheduler.type == 'LinearLR':
+            scheduler.start_factor = 1.  # a warm-up would begin with changes that rounding swallows
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=2)
     cfg.default_hooks.checkpoint = None
 
@@ -117,6 +116,7 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
     cfg = Config.fromfile(ROOT / 'configs' / name)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
+    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     published = ConfigDict(cfg.model.copy())
     published.backbone = {**published.backbone, 'init_cfg': None}
     # Nothing of the size of the model is allocated, except for PVT v2, which asks its drop path rates for their values.
@@ -173,7 +173,7 @@ def recipe(name):
     ('semfpn_simvit_m_ade20k.py', ('AdamW', 1e-4, 1e-4, 80000, 16)),
     ('simvit_h_imagenet.py', ('AdamW', 5e-4 * 1024 / 512, 0.05, 300, 1024)),
 ])
-def test_recipes_are_the_published_ones(name, expected):
+def test_recipes_are_the_intended_ones(name, expected):
     assert recipe(name) == expected
 
 
@@ -202,13 +202,25 @@ def test_three_times_schedule_has_no_decay_for_norms_alone():
     assert cfg.optim_wrapper.paramwise_cfg == dict(custom_keys=dict(norm=dict(decay_mult=0.)))
 
 
-@pytest.mark.parametrize('name', [
-    'maskrcnn_simvit_micro_coco.py', 'retinanet_simvit_l_coco.py', 'upernet_simvit_s_ade20k.py', 'semfpn_simvit_m_ade20k.py'])
-def test_missing_weights_stop_the_training_before_the_data_is_read(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(('name', 'advice'), [
+    ('maskrcnn_simvit_micro_coco.py', r'published weights: https://.*convert_checkpoint.*checkpoints/simvit_micro.pth'),
+    ('upernet_simvit_s_ade20k.py', r'published weights: https://.*convert_checkpoint.*checkpoints/simvit_small.pth'),
+    ('retinanet_simvit_l_coco.py', r'no weights of large were published \(.* has micro, tiny, small\); a checkpoint of an'),
+    ('semfpn_simvit_m_ade20k.py', 'no weights of medium were published'),
+])
+def test_missing_weights_stop_the_training_before_the_data_is_read(name, advice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r'error: checkpoint checkpoints/simvit_\w+.pth does not exist; published weights: '
-                                         r'.*convert_checkpoint.*random weights.*init_cfg=None'):
+    with pytest.raises(SystemExit, match=rf'error: checkpoint checkpoints/simvit_\w+.pth does not exist; {advice}.*'
+                                         r'random weights.*init_cfg=None'):
         train([str(ROOT / 'configs' / name)])
+
+
+@pytest.mark.parametrize('name', ['semfpn_r18_camvid.py', 'retinanet_r18_nuclei.py'])
+def test_compared_backbones_train_their_norms(name):
+    """MMDetection's ResNet freezes the statistics of its batch norms unless told otherwise, which is for pretrained weights."""
+    backbone = MODELS.build(Config.fromfile(ROOT / 'configs/comparison' / name).model.backbone)
+    backbone.train()
+    assert [module.training for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)] == [True] * 20
 
 
 def test_a_checkpoint_of_our_classifier_starts_a_detector_and_a_segmentor(workspace, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import signal
 import pytest
 import torch
 
+from mmsimvit.train import configure, parse_args
 from tests.conftest import ROOT, options, run
 
 CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
@@ -76,6 +77,33 @@ def test_missing_pretrained_weights_stop_the_training_at_once(workspace, tmp_pat
         cwd=workspace, code=1)
     assert out.splitlines()[-1].startswith('error: checkpoint simvit.pth does not exist; published weights: https://')
     assert list(tmp_path.rglob('*.pth')) == []
+
+
+def test_weights_that_a_resumed_training_does_not_need_may_be_gone(workspace, tmp_path):
+    weights = {'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': 'gone.pth'}
+    once = {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 5}
+    run(TRAIN, CONFIG, '--work-dir', tmp_path, *options(**once), cwd=workspace)
+    out = run(TRAIN, CONFIG, '--work-dir', tmp_path, '--resume', *options(**once, **weights), cwd=workspace)
+    assert 'resumed epoch: 1' in out
+    out = run(TRAIN, CONFIG, '--work-dir', tmp_path / 'new', *options(**once, **weights, resume=True), cwd=workspace, code=1)
+    assert out.splitlines()[-1].startswith('error: checkpoint gone.pth does not exist')
+    part = torch.load(tmp_path / 'epoch_1.pth')
+    del part['state_dict']['backbone.stages.3.norm.weight']
+    torch.save(part, tmp_path / 'part.pth')
+    out = run(TRAIN, CONFIG, '--work-dir', tmp_path, '--resume', tmp_path / 'part.pth', *options(**once), cwd=workspace, code=1)
+    assert re.search(r'error: cannot resume from checkpoint .*part.pth: .* 1 missing \(backbone.stages.3.norm.weight\)', out)
+
+
+@pytest.mark.parametrize(('words', 'expected'), [
+    (['--amp'], dict(dtype='float16')),
+    (['--amp', '--amp-dtype', 'bfloat16'], dict(dtype='bfloat16', loss_scale=dict(enabled=False))),
+    (['--amp', '--cfg-options', 'optim_wrapper.dtype=bfloat16'], dict(dtype='bfloat16', loss_scale=dict(enabled=False))),
+])
+def test_mixed_precision_in_both_types(words, expected, monkeypatch):
+    monkeypatch.setattr('mmsimvit.train.is_cuda_available', lambda: True)
+    found = configure(parse_args([*words[:1], str(CONFIG), *words[1:]])).optim_wrapper
+    assert found.type == 'AmpOptimWrapper'
+    assert {key: found[key] for key in ('dtype', 'loss_scale') if key in found} == expected
 
 
 def test_auto_scale_lr_scales(workspace, tmp_path):
