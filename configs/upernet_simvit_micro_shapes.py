@@ -7,7 +7,7 @@ model = dict(
     data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[64., 64., 64.], size=(128, 128)),
     decode_head=dict(num_classes=7),
     auxiliary_head=dict(num_classes=7))
-train_cfg = dict(max_epochs=8)
+train_cfg = dict(max_epochs=14)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=25))

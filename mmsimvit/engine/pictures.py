@@ -115,7 +115,7 @@ def draw_segmentations(config: str | Path, checkpoint: str | Path, out_file: str
     import mmcv
     tiles = []
     for sample, dataset in _predictions(config, checkpoint, num_images):
-        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        image = mmcv.imread(sample.img_path, flag='grayscale')[..., None]  # so that the colours are the classes' alone
         size = (round(image.shape[1] * height / image.shape[0]), height)
         palette = np.array(dataset.metainfo['palette'] + [(0, 0, 0)] * (256 - len(dataset.metainfo['palette'])))
         drawn = []

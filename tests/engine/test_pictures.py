@@ -86,11 +86,11 @@ def test_label_maps_are_drawn_beside_one_another(workspace, tmp_path, monkeypatc
     drawn = np.asarray(Image.open(tmp_path / 'out.png')).astype(int)
     assert drawn.shape == (2 * (64 + 8), 2 * (2 * 64 + 12), 3)
     labels = np.asarray(Image.open('data/shapes/annotations/validation/000000.png'))
-    image = np.asarray(Image.open('data/shapes/images/validation/000000.png')).astype(int)
+    image = np.asarray(Image.open('data/shapes/images/validation/000000.png').convert('L')).astype(int)[..., None]
     assert labels.max() > 0
     palette = Config.fromfile(ROOT / 'configs/semfpn_simvit_micro_shapes.py').metainfo.palette
     expected = 0.4 * image + 0.6 * np.array(palette)[labels]
-    assert np.abs(drawn[4:68, 4:68] - expected).max() <= 1
+    assert np.abs(drawn[4:68, 4:68] - expected).max() <= 2
     assert np.abs(drawn[4:68, 72:136] - expected).max() > 20  # random weights see something else
 
 
