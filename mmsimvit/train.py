@@ -63,19 +63,22 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from'):
         load_file(cfg.load_from)  # for its errors, which name the file
-    if cfg.get('resume') and cfg.get('load_from') and cfg.model.get('backbone'):
-        cfg.model.backbone.pop('init_cfg', None)  # its weights are in the checkpoint, and the file may be gone
-    check_initial_weights(cfg)
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    if cfg.get('resume') and cfg.get('load_from'):
+        backbone.pop('init_cfg', None)  # its weights are in the checkpoint, and the file may be gone
+    check_initial_weights(backbone)
     return cfg
 
 
-def check_initial_weights(cfg: Config) -> None:
+def check_initial_weights(backbone: dict) -> None:
     """Look at the pretrained weights of one of our backbones before any data is read, which can take minutes.
+
+    Args:
+        backbone: its config; one of another library is not looked at.
 
     Raises:
         CheckpointError: if they are missing, broken or of another variant; the message says what to do.
     """
-    backbone = cfg.model.get('backbone') or {}
     kind = MODELS.get(backbone['type']) if isinstance(backbone.get('type'), str) else backbone.get('type')
     if not (isinstance(kind, type) and issubclass(kind, PyramidBackbone)):
         return

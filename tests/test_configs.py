@@ -20,7 +20,7 @@ SPLITS = dict(train='training', val='validation', test='validation')
 LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
     'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's2.loss_cls', 's2.loss_bbox', 's2.loss_mask'},
-    'SparseRCNN': {'stage5_loss_cls', 'stage5_loss_bbox', 'stage5_loss_iou'},
+    'SparseRCNN': {'s5.loss_cls', 's5.loss_bbox', 's5.loss_iou'},
     'RetinaNet': {'loss_cls', 'loss_bbox'},
     'ATSS': {'loss_cls', 'loss_bbox', 'loss_centerness'},
     'GFL': {'loss_cls', 'loss_bbox', 'loss_dfl'},
@@ -85,6 +85,10 @@ def shrink_model(model):
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('size'):
         model.data_preprocessor.size = (64, 64)
+    if model.data_preprocessor.type == 'DetDataPreprocessor':
+        # Fresh biases are zero, so that padding of zeros stays zero up to the last block, and its gradient grows with the
+        # reciprocal of eps in every norm: too much for the sum of squares that Sparse R-CNN clips by.
+        model.data_preprocessor.pad_value = 1
     for head in heads(model):
         head.num_classes = min(head.num_classes, len(CLASSES))
     for head in (model.get('decode_head'), model.get('auxiliary_head')):
@@ -130,7 +134,8 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     runner.train()
     assert LOSSES[cfg.model.type] <= set(watch.losses)
     assert all(map(math.isfinite, watch.losses.values())) and watch.losses['loss'] > 0
-    assert [name for name in watch.unchanged if name.startswith('backbone')] == []
+    if cfg.model.backbone.type == 'SimViT':  # ResNet begins with branches that are zero
+        assert [name for name in watch.unchanged if name.startswith('backbone')] == []
     scores = runner.val()
     assert all(0 <= value <= 100 or value == -1 for value in scores.values())
     if cfg.val_evaluator.type != 'CocoMetric':  # which gives nothing where nothing was found

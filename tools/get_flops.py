@@ -1,6 +1,7 @@
 """Count the parameters, FLOPs and activations of a config's model, part by part; neither data nor weights are needed."""
 import argparse
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         shape = tuple(args.shape or SHAPES.get(cfg.get('default_scope'), (224, 224)))
         with Console(stderr=True).status('counting'):
             found = count_complexity(model, shape, args.proposals)
-    print_table(found, f'{args.config}: one image of {shape[0]} x {shape[1]} pixels')
+    print_table(found, f'{Path(args.config).name}: one image of {shape[0]} x {shape[1]} pixels')
 
 
 def print_table(found: Complexity, title: str) -> None:

@@ -232,11 +232,12 @@ def test_feature_maps_are_those_of_the_backbone(backbone, view):
     pictures = [ax.images[0].get_array() for ax in figure.axes if ax.images]
     assert len(pictures) == 9
     assert {picture.shape for picture in pictures} == {(70, 90, 3)}
-    # The mean is drawn over the image: 40 % of this, 60 % of blue for the least and of dark red for the highest token.
+    # The mean is drawn over the image: 40 % of this, 60 % of blue for the least and of dark red for the highest token, which
+    # rounding may put one step of 4 below the end of the colours.
     mean = maps[1][1].mean(0).detach()
     row, column = divmod(int(mean[:9, :12].argmax()), 12)
     tile = (slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
-    assert np.abs(np.asarray(pictures[2])[tile] - (0.4 * view.image[tile] + 0.6 * np.array([128, 0, 0]))).max() <= 1.5
+    assert np.abs(np.asarray(pictures[2])[tile] - (0.4 * view.image[tile] + 0.6 * np.array([128, 0, 0]))).max() <= 1.5 + 0.6 * 4
 
 
 def test_rounding_errors_are_not_drawn(view):
