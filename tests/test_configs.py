@@ -134,8 +134,12 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     runner.train()
     assert LOSSES[cfg.model.type] <= set(watch.losses)
     assert all(map(math.isfinite, watch.losses.values())) and watch.losses['loss'] > 0
+    trained = set()
     if cfg.model.backbone.type == 'SimViT':  # ResNet begins with branches that are zero
-        assert [name for name in watch.unchanged if name.startswith('backbone')] == []
+        trained.add('backbone')
+    if cfg.model.type not in ('CascadeRCNN', 'SparseRCNN'):  # on so small images, these have regions of some levels alone
+        trained.add('neck')
+    assert [name for name in watch.unchanged if name.split('.')[0] in trained] == []
     scores = runner.val()
     assert all(0 <= value <= 100 or value == -1 for value in scores.values())
     if cfg.val_evaluator.type != 'CocoMetric':  # which gives nothing where nothing was found
