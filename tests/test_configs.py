@@ -85,10 +85,6 @@ def shrink_model(model):
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('size'):
         model.data_preprocessor.size = (64, 64)
-    if model.data_preprocessor.type == 'DetDataPreprocessor':
-        # Fresh biases are zero, so that padding of zeros stays zero up to the last block, and its gradient grows with the
-        # reciprocal of eps in every norm: too much for the sum of squares that Sparse R-CNN clips by.
-        model.data_preprocessor.pad_value = 1
     for head in heads(model):
         head.num_classes = min(head.num_classes, len(CLASSES))
     for head in (model.get('decode_head'), model.get('auxiliary_head')):

@@ -18,9 +18,9 @@ NUM_STAGES = 4
 class PyramidBackbone(BaseModule):
     """Four stages of falling resolution; the maps named by ``out_indices`` are returned.
 
-    A subclass sets ``arch_zoo`` and, in its ``__init__``, ``self.stages``: one module for each of the first
-    ``self.num_built`` stages, which has a ``patch_embed`` and turns the previous stage's ``(B, C, H, W)`` into its own.
-    It ends its ``__init__`` with ``self.freeze()``.
+    A subclass sets ``arch_zoo``, ``block_type`` (the class of the blocks that its stages repeat) and, in its ``__init__``,
+    ``self.stages``: one module for each of the first ``self.num_built`` stages, which has a ``patch_embed`` and turns the
+    previous stage's ``(B, C, H, W)`` into its own. It ends its ``__init__`` with ``self.freeze()``.
 
     Args:
         arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.
@@ -42,6 +42,7 @@ class PyramidBackbone(BaseModule):
     """
 
     arch_zoo: dict[str, dict] = {}
+    block_type: type[nn.Module]
 
     def __init__(self, arch: str | Mapping, patch_sizes: Sequence[int], in_channels: int, out_indices: Sequence[int],
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):

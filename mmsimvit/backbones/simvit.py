@@ -163,6 +163,7 @@ class SimViT(PyramidBackbone):
     :class:`PyramidBackbone`, as are the outputs and the errors.
     """
 
+    block_type = Block
     arch_zoo = {
         'micro': dict(embed_dims=(32, 64, 160, 256), depths=(2, 3, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
         'tiny': dict(embed_dims=(64, 128, 320, 512), depths=(2, 4, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
@@ -195,6 +196,13 @@ class SimViT(PyramidBackbone):
         self.freeze()
 
     def init_random_weights(self) -> None:
+        """Draw the published random initialisation, with one exception: the first patch embedding's biases, published as
+        zero, are drawn as torch draws those of a convolution.
+
+        With biases of zero, tokens of zero padding (of smaller images in a batch) stay zero up to the last block, and every
+        norm multiplies their gradient by 1 / sqrt(eps): the first gradients overflow, and where gradients are clipped the
+        training never leaves its start.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_init(module, std=0.02)
@@ -203,6 +211,9 @@ class SimViT(PyramidBackbone):
                 normal_init(module, std=sqrt(2 / fan_out))
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+        first = self.stages[0].patch_embed.proj
+        bound = 1 / sqrt(first.weight[0].numel())
+        nn.init.uniform_(first.bias, -bound, bound)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the norms' parameters (published COCO 3x configurations: no decay for names with ``norm``)."""
