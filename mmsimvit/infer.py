@@ -15,10 +15,8 @@ image that cannot be decoded or resized is left out and named at the end, and th
 """
 import argparse
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
@@ -39,6 +37,7 @@ from torch import nn
 from .checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module
 from .datasets import DataError
 from .engine.errors import one_line_errors
+from .engine.files import check_work_dir, write_whole
 from .engine.launch import load_config
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
@@ -267,17 +266,6 @@ def enlarge(maps: torch.Tensor, zoom: int) -> torch.Tensor:
     return maps.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a hidden file beside ``path``, of the same suffix, that then takes its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{os.getpid()}.{path.name}')
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _existing_device(name: str) -> str:
     try:
         device = torch.device(name)
@@ -294,10 +282,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = configure(args)
         out_dir = args.out_dir or Path(cfg.work_dir, 'predictions')
         images = find_images(args.images, out_dir)
-        try:
-            out_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SystemExit(f'error: folder {out_dir} cannot be made: {error.strerror}') from None
+        check_work_dir(out_dir)
         predictor = Predictor(cfg, args.checkpoint, args.device)
         left_out = []
         with Progress() as progress:

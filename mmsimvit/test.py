@@ -4,12 +4,13 @@ from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
-from mmengine.runner import Runner
 
 from .checkpoints import load_file
 from .datasets import check_data
 from .engine.errors import one_line_errors
-from .engine.launch import add_common_arguments, load_config
+from .engine.files import check_work_dir
+from .engine.launch import add_common_arguments, join_processes, load_config
+from .engine.runner import CheckedDataRunner
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -90,8 +91,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     with one_line_errors():
         cfg = configure(args)
+        join_processes(cfg)
+        check_work_dir(cfg.work_dir)
         check_data(cfg, ('test', ))
-        runner = Runner.from_cfg(cfg)
+        cfg.pop('strategy', None)  # which is for training
+        runner = CheckedDataRunner.from_cfg(cfg)
         if args.out is not None:
             kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
             runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))

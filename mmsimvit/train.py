@@ -1,19 +1,21 @@
 """Train a detector, segmentor or classifier from its config."""
 import argparse
+import warnings
 
 import torch
 from mmengine.config import Config
 from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
 
 from .backbones import PyramidBackbone
 from .checkpoints import load_file
 from .datasets import check_data
-from .engine import find_whole_checkpoint
+from .engine import build_runner, find_whole_checkpoint
 from .engine.errors import one_line_errors
-from .engine.launch import add_common_arguments, load_config
+from .engine.files import check_work_dir, write_checkpoints_whole
+from .engine.launch import (NON_FINITE_LOSS_HOOK, RESEED_HOOK, SHARDED_OPTIM_WRAPPER, add_common_arguments, add_hook,
+                            join_processes, load_config)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -27,6 +29,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help="type of --amp; that of the config's optim_wrapper by default, or float16")
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size, from auto_scale_lr.base_batch_size')
+    parser.add_argument('--non-finite-loss', choices=['stop', 'skip'], default='stop',
+                        help='what to do with a batch whose loss is infinite or no number: stop and name its images, or leave '
+                        'it out with a warning (default: %(default)s)')
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -48,11 +53,24 @@ def configure(args: argparse.Namespace) -> Config:
             cfg.optim_wrapper.setdefault('loss_scale', dict(enabled=False))
     elif args.amp_dtype:
         raise SystemExit(f'error: --amp-dtype {args.amp_dtype} says in which type --amp computes; give both')
+    if (cfg.get('strategy') or {}).get('type') == 'FSDPStrategy':
+        if args.amp:
+            raise SystemExit('error: --amp is not for FSDP, which has its own mixed precision; set strategy.model_wrapper.'
+                             'mixed_precision=dict(param_dtype=..., reduce_dtype=..., buffer_dtype=...) in the config')
+        if cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+            cfg.optim_wrapper.type = SHARDED_OPTIM_WRAPPER
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
                              'have; add auto_scale_lr=dict(base_batch_size=...), the batch size that its rate is for')
         cfg.auto_scale_lr.enable = True
+    add_hook(cfg, RESEED_HOOK)
+    add_hook(cfg, NON_FINITE_LOSS_HOOK, skip=args.non_finite_loss == 'skip')
+    checkpoints = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if checkpoints.get('max_keep_ckpts') == 1:
+        # mmengine removes the old one before it writes the new one, which may fail.
+        print_log('max_keep_ckpts is 2 instead of 1, so that there is always a whole checkpoint to resume from')
+        checkpoints.max_keep_ckpts = 2
     if args.resume == 'auto':
         checkpoint = find_whole_checkpoint(cfg.work_dir)
         if checkpoint is None:
@@ -91,8 +109,13 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     args = parse_args(argv)
     with one_line_errors():
         cfg = configure(args)
+        # Of depth-wise kernels, (C, 1, 3, 3), whose strides differ in the axis of one element alone.
+        warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
+        join_processes(cfg)
+        check_work_dir(cfg.work_dir)
+        write_checkpoints_whole()
         check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train', ))
-        return Runner.from_cfg(cfg).train()
+        return build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,14 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp('workspace')
     generate_shapes(folder / 'data/shapes', **SETTINGS)
     return folder
+
+
+@pytest.fixture
+def own(workspace, tmp_path):
+    """The generated images as somebody's own COCO data."""
+    shapes, root = workspace / 'data/shapes', tmp_path / 'own'
+    for split, name in (('training', 'train'), ('validation', 'val')):
+        shutil.copytree(shapes / 'images' / split, root / name)
+        (root / 'annotations').mkdir(exist_ok=True)
+        shutil.copy(shapes / f'annotations/instances_{split}.json', root / f'annotations/instances_{name}.json')
+    return root

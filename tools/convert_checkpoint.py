@@ -1,13 +1,13 @@
 """Convert a published checkpoint to a backbone file that init_cfg=dict(type='Pretrained', checkpoint=DST) loads."""
 import argparse
-import os
+import io
 import sys
-from pathlib import Path
 
 import torch
 
 from mmsimvit.checkpoints import SYSTEMS, CheckpointError, convert_state_dict, find_arch, load_file
 from mmsimvit.engine.errors import one_line_errors
+from mmsimvit.engine.files import write_whole
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,6 +25,7 @@ def convert(src: str, dst: str, system: str) -> None:
 
     Raises:
         CheckpointError: otherwise.
+        WriteError: if ``dst`` cannot be written.
     """
     try:
         state_dict = convert_state_dict(system, load_file(src))
@@ -36,13 +37,9 @@ def convert(src: str, dst: str, system: str) -> None:
     print(f'{src}: {found.matched} of {found.total} parameters of {SYSTEMS[system].backbone} {arch} matched')
     if not found.complete:
         raise CheckpointError(f'{src} is no published {system}; nearest to it is {arch}: {found.problems()}')
-    unfinished = Path(f'{dst}.{os.getpid()}.unfinished')
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(dict(state_dict=state_dict, meta=dict(system=system, arch=arch)), unfinished)
-        unfinished.replace(dst)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()  # for torch's own writing to a full disk does not say what is wrong
+    torch.save(dict(state_dict=state_dict, meta=dict(system=system, arch=arch)), content)
+    write_whole(dst, lambda unfinished: unfinished.write_bytes(content.getbuffer()))
     print(f'written to {dst}: init_cfg=dict(type=\'Pretrained\', checkpoint={dst!r})')
 
 

@@ -1,14 +1,18 @@
 """Look at a config's data before a run, for what would otherwise end in a worker's stack trace, or in silence."""
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
+from PIL import Image
+from rich.progress import Progress
 
 from .errors import DataError
 
@@ -74,13 +78,36 @@ def _check_dataset(dataset: dict, split: str) -> None:
                 other = next((path.name for path in folders[kind].rglob('*.*')), 'no file')
                 raise DataError(f'no file in {folders[kind]} ends with {suffix} (there is {other}); set {key} of '
                                 'the dataset in the config')
+        if 'seg_map_path' in folders:
+            _check_label_maps(folders['seg_map_path'], dataset.get('seg_map_suffix', '.png'))
     if dataset['type'] in COCO and dataset.get('ann_file'):
         classes = (dataset.get('metainfo') or {}).get('classes') or DATASETS.get('mmdet.CocoDataset').METAINFO['classes']
         with_mask = any(step.get('with_mask') for step in dataset.get('pipeline', ()))
-        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, with_mask, split)
+        min_size = (dataset.get('filter_cfg') or {}).get('min_size', 0)
+        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, with_mask, min_size, split)
 
 
-def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: bool, split: str) -> None:
+def _check_label_maps(folder: Path, suffix: str) -> None:
+    """Look at the headers of all label maps, for kinds of pixels that hold no classes."""
+    paths = sorted(folder.rglob(f'*{suffix}'))
+    with ThreadPoolExecutor(16) as pool, Progress() as progress:
+        for path, mode in zip(paths, progress.track(pool.map(_image_mode, paths), len(paths), description='label maps')):
+            if mode is None:
+                raise DataError(f'label map {path} cannot be read as an image; it may be cut short')
+            if mode not in ('L', 'P', '1'):
+                raise DataError(f'label map {path} has pixels of the kind {mode}; each must be the number of its class, in 8 '
+                                'bits, grey or with a palette. Colours must be turned into numbers, once')
+
+
+def _image_mode(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            return image.mode
+    except (OSError, SyntaxError):  # the latter of broken PNG
+        return None
+
+
+def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: bool, min_size: int, split: str) -> None:
     try:
         with open(path, encoding='utf-8') as file:
             coco = json.load(file)
@@ -111,27 +138,100 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
                         f'swapped; write them as {tuple(name for name in names if name in classes)}')
     wanted = {category['id']: category['name'] for category in coco['categories'] if category['name'] in classes}
     annotations = [item for item in coco.get('annotations', ()) if item.get('category_id') in wanted and not item.get('ignore')]
+    sizes = _check_image_entries(path, coco['images'])
+    annotations = _check_annotations(path, annotations, sizes, with_mask, split)
     if split == 'train':
+        small = [name for name in sizes.values() if min(name[1:]) < min_size]
+        if small:
+            print_log(f'{len(small)} of {len(sizes)} images in {path} are left out, for they are narrower or lower than '
+                      f'{min_size} pixels (filter_cfg.min_size): {_some([name for name, *_ in small])}', level=logging.WARNING)
         found = {wanted[item['category_id']] for item in annotations}
         if not found:
             raise DataError(f'{path} has no annotation of {_some(classes)}; there is nothing to learn from it')
         if len(found) < len(classes):
             print_log(f'{len(classes) - len(found)} of {len(classes)} classes have no annotation in {path} and will not '
                       f'be learnt: {_some([name for name in classes if name not in found])}', level=logging.WARNING)
-    if with_mask:
-        bare = next((item for item in annotations if not item.get('segmentation')), None)
-        if bare is not None:
-            raise DataError(f'annotation {bare.get("id")} of {path} has no segmentation, but the pipeline loads masks; '
-                            'use a detector without mask head, such as RetinaNet, or annotations with masks')
-    sizes = {image['file_name']: _size(images / image['file_name']) for image in coco['images']}
-    lost = [name for name, size in sizes.items() if size is None]
+    bytes_of = {image['file_name']: _size(images / image['file_name']) for image in coco['images']}
+    lost = [name for name, size in bytes_of.items() if size is None]
     if lost:
         raise DataError(f'image {images / lost[0]} of {path} does not exist ({len(lost)} of {len(coco["images"])} are '
                         'missing); put it there, or change data_prefix in the config')
-    empty = [name for name, size in sizes.items() if size == 0]
+    empty = [name for name, size in bytes_of.items() if size == 0]
     if empty:
-        raise DataError(f'image {images / empty[0]} of {path} is empty ({len(empty)} of {len(sizes)} are); replace it, or take '
+        raise DataError(f'image {images / empty[0]} of {path} is empty ({len(empty)} of {len(bytes_of)} are); replace it, or take '
                         'it out of the annotations')
+
+
+def _check_image_entries(path: Path, entries: list[dict]) -> dict:
+    """Image id -> file name, width, height."""
+    sizes = {}
+    for entry in entries:
+        missing = [key for key in ('id', 'file_name', 'width', 'height') if key not in entry]
+        if missing:
+            raise DataError(f'image entry {entry.get("file_name", entry.get("id"))} of {path} has no {_some(missing)}; add it')
+        if entry['id'] in sizes:
+            raise DataError(f'images {sizes[entry["id"]][0]} and {entry["file_name"]} of {path} have the same id {entry["id"]}, '
+                            'and one would get the annotations of both; give each image an id of its own')
+        sizes[entry['id']] = entry['file_name'], entry['width'], entry['height']
+    return sizes
+
+
+def _check_annotations(path: Path, annotations: list[dict], sizes: dict, with_mask: bool, split: str) -> list[dict]:
+    """Refuse annotations that would end a run, or make it wrong; warn of those that MMDetection leaves out in silence.
+
+    Returns:
+        The others.
+    """
+    whole, left_out = [], {'of no image': [], 'with boxes outside of their image or narrower than a pixel': [],
+                           'whose masks have no polygon of three points': []}
+    for item in annotations:
+        name = f'annotation {item.get("id")} of {path}'
+        if item.get('image_id') not in sizes:
+            left_out['of no image'].append(item.get('id'))
+            continue
+        file_name, width, height = sizes[item['image_id']]
+        box = item.get('bbox')
+        if not _is_numbers(box) or len(box) != 4:
+            raise DataError(f'{name} (image {file_name}) has the box {box}; it must be four finite numbers: x, y, width, height')
+        x, y, w, h = box
+        masked = True
+        if with_mask:
+            masked = _check_mask(item.get('segmentation'), width, height, f'{name} (image {file_name})', split)
+        # As mmdet.datasets.CocoDataset.parse_data_info does.
+        if min(w, h) < 1 or item.get('area', 1) <= 0 or min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+            left_out['with boxes outside of their image or narrower than a pixel'].append(item.get('id'))
+        elif not masked:
+            left_out['whose masks have no polygon of three points'].append(item.get('id'))
+        else:
+            whole.append(item)
+    for reason, ids in left_out.items():
+        if ids and split == 'train':
+            print_log(f'{len(ids)} of {len(annotations)} annotations in {path} are left out, {reason}: {_some(ids)}',
+                      level=logging.WARNING)
+    return whole
+
+
+def _check_mask(mask: object, width: int, height: int, name: str, split: str) -> bool:
+    """Whether a COCO segmentation is one that MMDetection trains on."""
+    if not mask:
+        raise DataError(f'{name} has no segmentation, but the pipeline loads masks; use a detector without mask head, such as '
+                        'RetinaNet, or annotations with masks')
+    if isinstance(mask, dict):
+        if list(mask.get('size', ())) != [height, width]:
+            raise DataError(f'the mask of {name} is of {mask.get("size")} pixels, height and width, but its image of '
+                            f'{[height, width]}; encode it for the whole image')
+        return True
+    if not (isinstance(mask, list) and all(_is_numbers(polygon) for polygon in mask)):
+        raise DataError(f'the mask of {name} must be polygons, lists of finite numbers x1, y1, x2, y2 ..., or a run-length '
+                        f'encoding with size and counts, got {str(mask)[:100]}')
+    if split != 'train' and len(mask[0]) <= 4:
+        raise DataError(f'the mask of {name} begins with a polygon of {len(mask[0]) // 2} points, which the evaluation would '
+                        'take for a box; take it out')
+    return any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)
+
+
+def _is_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 def _size(path: Path) -> int | None:

@@ -1,9 +1,12 @@
 """What plugs into mmengine's Runner."""
-from .hooks import CheckpointMatchHook
+from .fsdp import ShardedOptimWrapper, wrap_blocks
+from .hooks import CheckpointMatchHook, NonFiniteLossHook, ReseedHook
 from .layer_decay import LayerDecayOptimWrapperConstructor, describe_param_groups
 from .resume import allow_training_checkpoints, find_whole_checkpoint
+from .runner import build_runner
 
 __all__ = [
-    'CheckpointMatchHook', 'LayerDecayOptimWrapperConstructor', 'allow_training_checkpoints', 'describe_param_groups',
-    'find_whole_checkpoint'
+    'CheckpointMatchHook', 'LayerDecayOptimWrapperConstructor', 'NonFiniteLossHook', 'ReseedHook',
+    'ShardedOptimWrapper', 'allow_training_checkpoints', 'build_runner', 'describe_param_groups', 'find_whole_checkpoint',
+    'wrap_blocks'
 ]

@@ -1,7 +1,6 @@
 """Models as ONNX files that take images of any size, and what ONNX Runtime makes of them."""
 import copy
 import json
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
 from ..checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module, strip_prefix
+from .files import write_whole
 from .models import ModelError, image_channels, is_a
 
 PARTS = ('backbone', 'neck', 'model')
@@ -109,15 +109,13 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
                          f'{lines[0]}') from error
     program.model.metadata_props.update(
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()})
-    unfinished = Path(f'{path}.{os.getpid()}.unfinished')
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
+
+    def write(unfinished: Path) -> None:
         program.save(unfinished, external_data=False)
         if check:
             check(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_whole(path, write)
 
 
 def compare(exportable: Exportable, path: str | Path, shapes: Iterable[tuple[int, int, int]]) -> list[float]:

@@ -1,8 +1,18 @@
+import random
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 
 from ..checkpoints import CheckpointError, as_mmengine_reads, match, strip_module
+from ..datasets import DataError
 
 
 @HOOKS.register_module()
@@ -15,9 +25,14 @@ class CheckpointMatchHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
-        found = match(model, strip_module(as_mmengine_reads(checkpoint)))
+        whole = nullcontext()
+        if isinstance(model, FullyShardedDataParallel):  # whose parameters inside are shards
+            whole = model.state_dict_type(model, StateDictType.FULL_STATE_DICT, FullStateDictConfig())
+        else:
+            while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+                model = model.module
+        with whole:
+            found = match(model, strip_module(as_mmengine_reads(checkpoint)))
         if found.matched == 0:
             raise CheckpointError(f'checkpoint {runner._load_from} gives none of the {found.total} parameters of '
                                   f'{type(model).__name__}: {found.problems()}; is it of this config?')
@@ -27,3 +42,96 @@ class CheckpointMatchHook(Hook):
         log = runner.logger.info if found.complete else runner.logger.warning
         log(f'the checkpoint gives {found.matched} of {found.total} parameters'
             f'{"" if found.complete else "; " + found.problems()}')
+
+
+@HOOKS.register_module()
+class ReseedHook(Hook):
+    """Draw the random numbers of each iteration from a seed of its own, so that a resumed training goes on with those that
+    the uncut one would have had.
+
+    The seed depends on the run's seed, the rank and the iteration. Workers that load data have their own random numbers:
+    where they are started anew each epoch (``persistent_workers=False``), or an iteration-based loop loads again what it
+    skips, they too are the same.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner) -> None:
+        self._reseed(runner, runner.iter)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._reseed(runner, runner.iter + 1)
+
+    def after_val(self, runner) -> None:
+        self._reseed(runner, runner.iter)
+
+    @staticmethod
+    def _reseed(runner, iteration: int) -> None:
+        seed = int(np.random.SeedSequence([runner.seed, get_rank(), iteration]).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+
+class NonFiniteLossError(DataError):
+    """A loss that is infinite or no number; the message names it and the batch's images."""
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Stop a training, or skip the batch, when its loss is not finite.
+
+    Args:
+        skip: leave such a batch out, in all processes, with a warning that counts them; otherwise the training stops
+            before a checkpoint is written.
+
+    Raises:
+        NonFiniteLossError: unless ``skip``.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip = skip
+        self.skipped = 0
+        self._names = ''
+
+    def before_train(self, runner) -> None:
+        if self.skip:
+            self._guard(runner, runner.optim_wrapper)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._names = ', '.join(image_names(data_batch)) or 'unknown'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        # By now the weights are spoilt, but only in memory; looking before the backward pass would hold up a GPU.
+        bad = {name: value for name, value in (outputs or {}).items() if not torch.as_tensor(value).isfinite().all()}
+        if bad and 'loss' in bad and not self.skip:
+            found = ', '.join(f'{name} is {torch.as_tensor(value).flatten().tolist()}' for name, value in bad.items())
+            raise NonFiniteLossError(
+                f'training stopped at iteration {runner.iter + 1}: {found}, on the images {self._names}. Look at these '
+                'images and their annotations; if they are in order, lower the learning rate, clip gradients, or leave '
+                'such batches out with --non-finite-loss skip. Checkpoints written before are good')
+
+    def _guard(self, runner, optim_wrapper: OptimWrapper) -> None:
+        """Take what has no finite loss out of ``optim_wrapper``'s hands."""
+        update_params = optim_wrapper.update_params
+
+        def update_params_if_finite(loss: torch.Tensor, *args, **kwargs) -> None:
+            bad = (~loss.detach().isfinite()).any().int()
+            here = bool(bad)
+            all_reduce(bad, 'max')  # or else the others would wait for this process's gradients for ever
+            if not bad:
+                return update_params(loss, *args, **kwargs)
+            self.skipped += 1
+            if here:
+                runner.logger.warning(f'batch {runner.iter + 1} is skipped, the {self.skipped}th so far: its loss is '
+                                      f'{loss.item()}, on the images {self._names}')
+
+        optim_wrapper.update_params = update_params_if_finite
+
+
+def image_names(data_batch: Mapping | None) -> list[str]:
+    """The paths of a batch's images, or their ids, as far as their data samples know them."""
+    samples = data_batch.get('data_samples', ()) if isinstance(data_batch, Mapping) else ()
+    return [str(sample.get('img_path', sample.get('img_id', '?'))) for sample in samples]

@@ -1,6 +1,5 @@
 """Faults in a user's data: each ends with one line that names the file and what to do."""
 import copy
-import json
 import shutil
 
 import pytest
@@ -9,41 +8,7 @@ from mmengine.config import Config
 from mmsimvit import DataError
 from mmsimvit.datasets import CLASSES, check_data
 from tests.conftest import ROOT, run
-
-
-def user_config(folder, classes=CLASSES, detector='maskrcnn'):
-    """The config for one's own data as a user edits it, in a folder of theirs."""
-    text = (ROOT / f'configs/{detector}_simvit_micro_custom.py').read_text()
-    for before, after in (
-        ("'./_base_/", f"'{ROOT}/configs/_base_/"),
-        ("data_root = 'data/custom'", f"data_root = '{folder}/own'"),
-        ("classes = ('object', )", f'classes = {classes!r}'),
-        ('image_scale = (640, 640)', 'image_scale = (64, 64)'),
-        ('batch_size, max_epochs, learning_rate = 4, 24, 4e-4', 'batch_size, max_epochs, learning_rate = 4, 1, 4e-4'),
-    ):
-        assert before in text
-        text = text.replace(before, after)
-    path = folder / 'own.py'
-    path.write_text(text)
-    return path
-
-
-@pytest.fixture
-def own(workspace, tmp_path):
-    """The generated images as somebody's own COCO data."""
-    shapes, root = workspace / 'data/shapes', tmp_path / 'own'
-    for split, name in (('training', 'train'), ('validation', 'val')):
-        shutil.copytree(shapes / 'images' / split, root / name)
-        (root / 'annotations').mkdir(exist_ok=True)
-        shutil.copy(shapes / f'annotations/instances_{split}.json', root / f'annotations/instances_{name}.json')
-    return root
-
-
-def edit(root, change, split='train'):
-    path = root / f'annotations/instances_{split}.json'
-    coco = json.loads(path.read_text())
-    change(coco)
-    path.write_text(json.dumps(coco))
+from tests.own_data import edit, own_segmentation_config, user_config
 
 
 def test_whole_data_passes(own, tmp_path):
@@ -72,7 +37,7 @@ def test_class_names(own, tmp_path, classes, message):
 
 @pytest.mark.parametrize(('damage', 'message'), [
     (lambda root: edit(root, lambda coco: coco['annotations'][2].pop('segmentation')),
-     r'annotation 3 of .*instances_train.json has no segmentation.*RetinaNet'),
+     r'annotation 3 of .*instances_train.json .*has no segmentation.*RetinaNet'),
     (lambda root: edit(root, lambda coco: coco['annotations'][0].update(segmentation=[])), 'annotation 1 of .*no segmentation'),
     (lambda root: edit(root, lambda coco: coco['annotations'].clear()), r'instances_train.json has no annotation of .*circle'),
     (lambda root: edit(root, lambda coco: coco['images'].clear()), r'instances_train.json lists no images'),
@@ -151,8 +116,8 @@ def test_training_ends_with_the_line(own, tmp_path):
 def test_an_image_that_cannot_be_decoded_ends_with_one_line(own, tmp_path):
     (own / 'train/000003.png').write_bytes(b'no image')
     out = run(ROOT / 'tools/train.py', user_config(tmp_path), '--work-dir', tmp_path, cwd=tmp_path, code=1)
-    assert out.splitlines()[-1] == (f'error: image {own}/train/000003.png cannot be decoded; replace it, or take it out '
-                                    'of the annotations')
+    assert out.splitlines()[-1] == (f'error: image {own}/train/000003.png cannot be decoded, it may be cut short; replace '
+                                    'it, or take it out of the data')
 
 
 @pytest.mark.parametrize('detector', ['maskrcnn', 'retinanet'])
@@ -162,28 +127,6 @@ def test_own_data_trains_and_evaluates(detector, own, tmp_path):
               'train_cfg.val_interval=1', every_score, cwd=tmp_path)
     assert 'coco/bbox_mAP' in out
     assert ('coco/segm_mAP' in out) == (detector == 'maskrcnn')
-
-
-def own_segmentation_config(workspace, folder):
-    """The generated images and index masks as somebody's own, and the config as they edit it."""
-    for split, name in (('training', 'train'), ('validation', 'val')):
-        shutil.copytree(workspace / f'data/shapes/images/{split}', folder / f'own/img_dir/{name}')
-        shutil.copytree(workspace / f'data/shapes/annotations/{split}', folder / f'own/ann_dir/{name}')
-    text = (ROOT / 'configs/semfpn_simvit_micro_custom.py').read_text()
-    for before, after in (
-        ("'./_base_/", f"'{ROOT}/configs/_base_/"),
-        ("data_root = 'data/custom'", f"data_root = '{folder}/own'"),
-        ("image_suffix, mask_suffix = '.jpg', '.png'", "image_suffix, mask_suffix = '.png', '.png'"),
-        ("classes = ('background', 'object')", f"classes = {('background', *CLASSES)!r}"),
-        ('palette = [(0, 0, 0), (220, 20, 60)]', 'palette = [(0, 0, 30 * i) for i in range(7)]'),
-        ('image_scale = (640, 640)', 'image_scale = (64, 64)'),
-        ('crop_size = (256, 256)', 'crop_size = (64, 64)'),
-        ('batch_size, max_epochs, learning_rate = 8, 50, 5e-4', 'batch_size, max_epochs, learning_rate = 4, 1, 5e-4'),
-    ):
-        assert before in text
-        text = text.replace(before, after)
-    (folder / 'own.py').write_text(text)
-    return folder / 'own.py'
 
 
 def test_own_segmentation_data_trains_and_evaluates(workspace, tmp_path):

@@ -15,7 +15,7 @@ from pycocotools.mask import decode
 from torch import nn
 
 from mmsimvit.datasets import CLASSES, DataError
-from mmsimvit.infer import find_classes, find_images, main, write_whole
+from mmsimvit.infer import find_classes, find_images, main
 from tests.conftest import ROOT, run
 
 CONFIGS = {'mmdet': 'maskrcnn_simvit_micro_shapes', 'mmseg': 'upernet_simvit_micro_shapes', 'mmpretrain': 'simvit_micro_shapes'}
@@ -188,7 +188,7 @@ def test_where_the_names_of_classes_come_from(capsys):
     (['--device', 'cuda:99'], 'error: --device cuda:99 is not there: '),
     (['--cfg-options', 'default_scope=None'], 'must be mmdet, mmseg, mmpretrain, the library of the model, got None'),
     (['--cfg-options', 'test_dataloader=None'], 'has no test_dataloader'),
-    (['--out-dir', __file__], 'test_infer.py cannot be made: File exists'),
+    (['--out-dir', __file__], 'test_infer.py/trial cannot be written: Not a directory'),
 ])
 def test_bad_options_end_with_one_line(untrained, images, tmp_path, words, message):
     made = untrained['mmseg']
@@ -224,16 +224,3 @@ def test_which_images_are_found(tmp_path):
     assert find_images(tmp_path / 'a/c.jpg', tmp_path) == [(str(tmp_path / 'a/c.jpg'), 'c.jpg')]
     with pytest.raises(DataError, match='has no images in it'):
         find_images(tmp_path / 'out/x', tmp_path / 'out')
-
-
-def test_a_file_that_was_not_finished_is_not_there(tmp_path):
-    path = tmp_path / 'new/a.json'
-
-    def fail(unfinished):
-        unfinished.write_text('half')
-        raise OSError('disk full')
-
-    write_whole(path, lambda unfinished: unfinished.write_text('whole'))
-    with pytest.raises(OSError, match='disk full'):
-        write_whole(path, fail)
-    assert [(file.name, file.read_text()) for file in path.parent.iterdir()] == [('a.json', 'whole')]

@@ -1,0 +1,9 @@
+# Fully sharded data parallel training: a second base beside any config here, for models that do not fit otherwise. Each
+# block of the backbone is a unit; checkpoints are whole, as those of a plain run. AMP through model_wrapper.mixed_precision,
+# a dict of param_dtype, reduce_dtype and buffer_dtype.
+strategy = dict(
+    type='FSDPStrategy',
+    state_dict_cfg='full',
+    model_wrapper=dict(
+        type='MMFullyShardedDataParallel',
+        auto_wrap_policy='mmsimvit.engine.wrap_blocks'))

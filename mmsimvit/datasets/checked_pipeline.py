@@ -1,0 +1,86 @@
+"""Errors of data loading that name the file."""
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+from mmengine.dataset import Compose
+from torch import Tensor
+
+from .errors import DataError
+
+
+class CheckedPipeline(Compose):
+    """A data set's transforms, of which whatever goes wrong names the file that it went wrong with.
+
+    It also refuses label maps with classes that the data set does not have, which a GPU would answer with an assertion that
+    names nothing, and an evaluator with silence.
+
+    Args:
+        pipeline: the transforms as the data set built them.
+        num_classes: of label maps; None where the data set does not say.
+        ignore_index: the value of pixels that count for no class.
+
+    Raises:
+        DataError: when called, instead of what a transform raises.
+    """
+
+    def __init__(self, pipeline: Compose, num_classes: int | None, ignore_index: int) -> None:
+        self.transforms = pipeline.transforms
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def __call__(self, data: dict) -> Any:
+        name, labels = data.get('img_path'), data.get('seg_map_path')  # before a transform changes them
+        try:
+            packed = super().__call__(data)
+        except (AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError, cv2.error) as error:
+            if isinstance(error, DataError) or name is None:
+                raise
+            raise DataError(f'image {name}{f" with label map {labels}" if labels else ""} {_reason(error)}; replace it, or '
+                            'take it out of the data') from error
+        sample = packed.get('data_samples') if isinstance(packed, dict) else None
+        if sample is not None and 'gt_sem_seg' in sample:
+            self._check_labels(labels, packed['inputs'], sample)
+        return packed
+
+    def _check_labels(self, labels: str, image: Tensor, sample: Any) -> None:
+        shape = tuple(sample.gt_sem_seg.shape)
+        if shape not in (tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))):  # the latter where it is not resized
+            raise DataError(f'label map {labels} does not fit its image: {shape} pixels, height and width, beside '
+                            f'{tuple(image.shape[-2:])}; it must have the size of the image')
+        if self.num_classes:
+            values = sample.gt_sem_seg.data
+            worst = values[values != self.ignore_index]
+            if worst.numel() and worst.max() >= self.num_classes:
+                raise DataError(
+                    f'label map {labels} has the value {worst.max().item()}, but there are {self.num_classes} classes, from 0 to '
+                    f'{self.num_classes - 1}, and {self.ignore_index} for none; name all classes in metainfo, set '
+                    'reduce_zero_label if 0 stands for none, or mend the map')
+
+
+def _reason(error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    if isinstance(error, FileNotFoundError):
+        return f'cannot be loaded, for {error.filename} does not exist'
+    if 'failed to load image' in text or 'cannot identify image file' in text or 'truncated' in text:
+        return 'cannot be decoded, it may be cut short'
+    if isinstance(error, cv2.error) and 'resize' in text:
+        return 'is so thin that nothing is left of it when it is resized'
+    return f'cannot be used ({type(error).__name__}: {text[:300]})'
+
+
+def check_pipelines(dataset: Any) -> None:
+    """Put a :class:`CheckedPipeline` into a data set, or into each of those that a wrapper holds."""
+    for leaf in _leaves(dataset):
+        pipeline = getattr(leaf, 'pipeline', None)
+        if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedPipeline):
+            classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+            leaf.pipeline = CheckedPipeline(pipeline, classes and len(classes), getattr(leaf, 'ignore_index', 255))
+
+
+def _leaves(dataset: Any) -> Iterator[Any]:
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner[0] is None:
+        yield dataset
+    for part in inner if inner[0] is not None else ():
+        yield from _leaves(part)

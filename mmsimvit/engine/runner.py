@@ -1,0 +1,32 @@
+"""mmengine's runners, whose data loading says which file is wrong."""
+from mmengine.config import Config
+from mmengine.runner import FlexibleRunner, Runner
+from torch.utils.data import DataLoader
+
+from ..datasets import check_pipelines
+
+
+class _CheckedData:
+    """Puts a :class:`mmsimvit.datasets.checked_pipeline.CheckedPipeline` into each data set."""
+
+    def build_dataloader(self, *args, **kwargs) -> DataLoader:
+        loader = super().build_dataloader(*args, **kwargs)
+        check_pipelines(loader.dataset)
+        return loader
+
+
+class CheckedDataRunner(_CheckedData, Runner):
+    pass
+
+
+class CheckedDataFlexibleRunner(_CheckedData, FlexibleRunner):
+    pass
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """The runner of a whole config: mmengine's FlexibleRunner if it has a ``strategy``, such as FSDP."""
+    if not cfg.get('strategy'):
+        return CheckedDataRunner.from_cfg(cfg)
+    runner = CheckedDataFlexibleRunner.from_cfg(cfg)
+    runner._compile = cfg.get('compile') or False  # which mmengine 0.10 takes as an argument, but not from a config
+    return runner

@@ -1,0 +1,142 @@
+"""What must not depend on how a training is run: in one process or two, at once or cut and resumed."""
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmsimvit import SimViT
+from tests.conftest import ROOT, options, run
+
+ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2))
+CASES = {
+    'plain': {},
+    'recomputed blocks': dict(with_cp=True),
+    'recomputed FFN': dict(recompute_ffn=True),
+    **{f'{number} frozen': dict(frozen_stages=number) for number in range(5)},
+    **{f'stages {"".join(map(str, stages))}': dict(out_indices=stages) for stages in ((0, ), (3, ), (1, 2), (0, 3), (1, ))},
+}
+
+
+class Pyramid(nn.Module):
+    """A backbone, and a layer for each of its maps as a neck has it."""
+
+    def __init__(self, **changes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = SimViT(ARCH, drop_path_rate=0.0, **changes)
+        self.backbone.init_weights()
+        self.neck = nn.ModuleList(nn.Conv2d(channels, 4, 1) for channels in self.backbone.out_channels)
+
+    def forward(self, image):
+        return sum(layer(feature).square().mean() for layer, feature in zip(self.neck, self.backbone(image)))
+
+
+def images():
+    return torch.randn(4, 3, 48, 40, generator=torch.Generator().manual_seed(1))
+
+
+def step(model, batch):
+    loss = model(batch)
+    loss.backward()
+    return loss.detach()
+
+
+def train_half(rank, folder):
+    """What one of two processes does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    found = {}
+    for name, changes in CASES.items():
+        model = DistributedDataParallel(Pyramid(**changes), find_unused_parameters=False)
+        losses = [step(model, images()[2 * rank:2 * rank + 2]) for _ in range(2)]  # twice: an unused one is noticed then
+        torch.distributed.all_reduce(losses[0])
+        found[name] = losses[0] / 2, {key: p.grad for key, p in model.module.named_parameters() if p.grad is not None}
+    if rank == 0:
+        torch.save(found, f'{folder}/found.pth')
+
+
+@pytest.fixture(scope='module')
+def halves(tmp_path_factory):
+    """Loss and gradients of two steps in two processes with half of the batch each, for all cases."""
+    folder = tmp_path_factory.mktemp('gloo')
+    torch.multiprocessing.spawn(train_half, (str(folder), ), nprocs=2)
+    return torch.load(folder / 'found.pth')
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_two_halves_are_a_whole(name, halves):
+    model = Pyramid(**CASES[name])
+    losses = [step(model, images()) for _ in range(2)]
+    loss, gradients = halves[name]
+    torch.testing.assert_close(loss, losses[0], rtol=1e-6, atol=0)
+    whole = {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+    assert gradients.keys() == whole.keys(), 'each parameter that is not frozen has a gradient'
+    frozen = CASES[name].get('frozen_stages', -1)
+    assert {int(key.split('.')[2]) for key in whole if key.startswith('backbone.stages')} == {
+        stage for stage in range(model.backbone.num_built) if stage >= frozen}
+    for key, gradient in whole.items():
+        torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item() + 1e-9,
+                                   msg=lambda text, key=key: f'{key}: {text}')
+
+
+FIRST = 'backbone.stages.0.patch_embed.proj.weight'
+EPOCHS = '''
+_base_ = {base!r}
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+train_dataloader = dict(batch_size=2)
+train_cfg = dict(max_epochs=2, val_interval=1)
+randomness = dict(seed=7, deterministic=True)
+default_hooks = dict(logger=dict(interval=1))
+'''
+ITERATIONS = '''
+_base_ = {base!r}
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+train_dataloader = dict(batch_size=2, sampler=dict(type='InfiniteSampler', shuffle=True))
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=6, val_interval=2)
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=6)]
+log_processor = dict(by_epoch=False)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=3))
+randomness = dict(seed=7, deterministic=True)
+'''
+
+
+@pytest.mark.parametrize(('text', 'base', 'cut', 'end', 'said'), [
+    (EPOCHS, 'maskrcnn_simvit_micro_shapes.py', 'epoch_1.pth', 'epoch_2.pth', 'resumed epoch: 1, iter: 4'),
+    (ITERATIONS, 'semfpn_simvit_micro_shapes.py', 'iter_3.pth', 'iter_6.pth', 'resumed epoch: 0, iter: 3'),
+], ids=['detector, cut after an epoch', 'segmentor, cut in an epoch'])
+def test_cut_and_resumed_ends_as_uncut(text, base, cut, end, said, workspace, tmp_path):
+    """With augmentation, drop path, workers that load data, averaged weights and a schedule."""
+    config = tmp_path / 'config.py'
+    config.write_text(text.format(base=str(ROOT / 'configs' / base)))
+    workers = options(**{'train_dataloader.num_workers': 1})
+
+    def train(name, *words):
+        return run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path / name, *words, *workers, cwd=workspace)
+
+    train('uncut')
+    train('again')
+    assert said in train('resumed', '--resume', tmp_path / 'uncut' / cut)
+    uncut, again, resumed = (torch.load(tmp_path / name / end) for name in ('uncut', 'again', 'resumed'))
+    assert_equal(uncut, again)
+    assert_equal(uncut, resumed)
+    averaged = {key.removeprefix('module.'): value for key, value in uncut['ema_state_dict'].items()}
+    assert not torch.equal(uncut['state_dict'][FIRST], averaged[FIRST]), 'there is something to average'
+
+
+def assert_equal(first, second):
+    """Weights, averaged weights, optimizer and schedule, bit for bit."""
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+        ours, theirs = flatten(first[part]), flatten(second[part])
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
+            assert same, f'{part} {key}'
+
+
+def flatten(tree, prefix=''):
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    if not items:
+        return {prefix: tree}
+    return {key: value for name, part in items for key, value in flatten(part, f'{prefix}.{name}').items()}
