@@ -14,8 +14,8 @@ from .datasets import check_data
 from .engine import build_runner, find_whole_checkpoint
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir, write_checkpoints_whole
-from .engine.launch import (NON_FINITE_LOSS_HOOK, RESEED_HOOK, SHARDED_OPTIM_WRAPPER, add_common_arguments, add_hook,
-                            join_processes, load_config)
+from .engine.launch import (NON_FINITE_LOSS_HOOK, RESEED_HOOK, SHARDED_OPTIM_WRAPPER, SHARDED_STRATEGY, add_common_arguments,
+                            add_hook, join_processes, load_config)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -53,12 +53,13 @@ def configure(args: argparse.Namespace) -> Config:
             cfg.optim_wrapper.setdefault('loss_scale', dict(enabled=False))
     elif args.amp_dtype:
         raise SystemExit(f'error: --amp-dtype {args.amp_dtype} says in which type --amp computes; give both')
-    if (cfg.get('strategy') or {}).get('type') == 'FSDPStrategy':
+    if (cfg.get('strategy') or {}).get('type') in ('FSDPStrategy', SHARDED_STRATEGY):
         if args.amp:
             raise SystemExit('error: --amp is not for FSDP, which has its own mixed precision; set strategy.model_wrapper.'
                              'mixed_precision=dict(param_dtype=..., reduce_dtype=..., buffer_dtype=...) in the config')
         if cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
             cfg.optim_wrapper.type = SHARDED_OPTIM_WRAPPER
+        cfg.strategy.type = SHARDED_STRATEGY
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '

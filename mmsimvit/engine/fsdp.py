@@ -1,10 +1,12 @@
 """What mmengine's FSDP strategy needs of us."""
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import all_reduce
 from mmengine.optim import OptimWrapper
-from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS
+from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS, STRATEGIES
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..backbones import PyramidBackbone
 
@@ -18,6 +20,16 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     """
     blocks = tuple(backbone.block_type for backbone in PyramidBackbone.__subclasses__())
     return recurse or isinstance(module, blocks)
+
+
+@STRATEGIES.register_module()
+class ShardedStrategy(FSDPStrategy):
+    """mmengine's FSDP strategy, with the order of arguments that torch 2 has for the optimizer of a resumed training."""
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=optimizer, optim_state_dict=state_dict))
 
 
 @OPTIM_WRAPPERS.register_module()

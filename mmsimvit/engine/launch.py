@@ -16,6 +16,7 @@ MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
 RESEED_HOOK = 'mmsimvit.engine.ReseedHook'
 NON_FINITE_LOSS_HOOK = 'mmsimvit.engine.NonFiniteLossHook'
 SHARDED_OPTIM_WRAPPER = 'mmsimvit.engine.ShardedOptimWrapper'
+SHARDED_STRATEGY = 'mmsimvit.engine.ShardedStrategy'
 # What tells a process its place, by launcher: its number, how many there are, its number on this machine.
 PLACES = {
     'pytorch': ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'tools/dist_train.sh'),
@@ -104,7 +105,7 @@ def join_processes(cfg: Config) -> None:
 def _run_on_cpu(cfg: Config) -> None:
     """Take out of a config what a CPU cannot do in several processes: devices by number, and synchronized batch norm."""
     strategy = cfg.get('strategy')
-    if strategy and strategy.type.endswith('FSDPStrategy'):
+    if strategy and strategy.type == SHARDED_STRATEGY:
         strategy.setdefault('model_wrapper', ConfigDict()).setdefault('type', 'MMFullyShardedDataParallel')
         strategy.model_wrapper.device_id = 'cpu'
         if strategy.get('state_dict_cfg') == 'full':  # without moving to the CPU what is there, which torch 2.11 frees then
