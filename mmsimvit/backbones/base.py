@@ -1,6 +1,7 @@
 """The contract that every backbone keeps."""
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
+from numbers import Integral, Real
 from operator import mul
 
 import numpy as np
@@ -13,6 +14,21 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoints import check_pretrained
 
 NUM_STAGES = 4
+
+
+def is_positive(value: object) -> bool:
+    """Whether an argument is a positive whole number."""
+    return isinstance(value, Integral) and value >= 1
+
+
+def is_rate(value: object) -> bool:
+    """Whether an argument is a number in [0, 1)."""
+    return isinstance(value, Real) and 0 <= value < 1
+
+
+def is_sequence(value: object) -> bool:
+    """Whether an argument is a list or the like, not a text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 class PyramidBackbone(BaseModule):
@@ -48,13 +64,15 @@ class PyramidBackbone(BaseModule):
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):
         super().__init__(init_cfg)
         self.arch = self._resolve(arch)
-        self.out_indices = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices, )
-        if not self.out_indices or list(self.out_indices) != sorted(set(self.out_indices) & set(range(NUM_STAGES))):
-            raise ValueError(f'out_indices must name stages among 0, 1, 2, 3, ascending, got {out_indices}')
+        self.out_indices = tuple(out_indices) if is_sequence(out_indices) else (out_indices, )
+        if not self.out_indices or list(self.out_indices) != [index for index in range(NUM_STAGES) if index in self.out_indices]:
+            raise ValueError(f'out_indices must name stages among 0, 1, 2, 3, ascending, got {out_indices!r}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES} (all), got {frozen_stages}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate}')
+            raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES} (all), got {frozen_stages!r}')
+        if not is_rate(drop_path_rate):
+            raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate!r}')
+        if not is_positive(in_channels):
+            raise ValueError(f'in_channels must be a positive whole number, got {in_channels!r}')
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
@@ -75,10 +93,10 @@ class PyramidBackbone(BaseModule):
                                  f'or takes a dict of {", ".join(sorted(keys))}')
             return dict(self.arch_zoo[arch])
         if not isinstance(arch, Mapping) or set(arch) != keys:
-            found = sorted(arch) if isinstance(arch, Mapping) else arch
+            found = sorted(map(str, arch)) if isinstance(arch, Mapping) else repr(arch)
             raise ValueError(f'the arch dict of {name} must have exactly the keys {sorted(keys)}, got {found}')
         for key, values in arch.items():
-            if len(values) != NUM_STAGES or any(int(value) != value or value < 1 for value in values):
+            if not is_sequence(values) or len(values) != NUM_STAGES or not all(is_positive(value) for value in values):
                 raise ValueError(f'arch[{key!r}] of {name} must be {NUM_STAGES} positive whole numbers, one for each '
                                  f'stage, got {values}')
         for dims, heads in zip(arch['embed_dims'], arch.get('num_heads', (1, ) * NUM_STAGES)):

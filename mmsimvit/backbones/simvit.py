@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers import DropPath
 from ..ops import central_attention, conv_ffn_in_chunks
 from ..ops.ffn import suits_chunks
-from .base import PyramidBackbone, pad_for_patches, run_block
+from .base import PyramidBackbone, is_positive, is_rate, pad_for_patches, run_block
 
 PATCH_SIZES = (4, 2, 2, 2)
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # of blocks and outputs; patch embeddings have 1e-5
@@ -178,10 +178,10 @@ class SimViT(PyramidBackbone):
                  attn_drop_rate: float = 0.0, with_cp: bool = False, recompute_ffn: bool = False,
                  init_cfg: dict | list[dict] | None = None):
         super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size}')
-        if not 0 <= attn_drop_rate < 1:
-            raise ValueError(f'attn_drop_rate must lie in [0, 1), got {attn_drop_rate}')
+        if not is_positive(kernel_size) or kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size!r}')
+        if not is_rate(attn_drop_rate):
+            raise ValueError(f'attn_drop_rate must lie in [0, 1), got {attn_drop_rate!r}')
         self.stages = nn.ModuleList()
         for index in range(self.num_built):
             dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))

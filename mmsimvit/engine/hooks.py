@@ -125,8 +125,9 @@ class NonFiniteLossHook(Hook):
                 return update_params(loss, *args, **kwargs)
             self.skipped += 1
             if here:
-                runner.logger.warning(f'batch {runner.iter + 1} is skipped, the {self.skipped}th so far: its loss is '
-                                      f'{loss.item()}, on the images {self._names}')
+                so_far = 'the first' if self.skipped == 1 else self.skipped
+                runner.logger.warning(f'batch {runner.iter + 1} is skipped, {so_far} so far: its loss is {loss.item()}, on the '
+                                      f'images {self._names}')
 
         optim_wrapper.update_params = update_params_if_finite
 

@@ -160,8 +160,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, ker
             raise ValueError('query, key and value must be on one device; '
                              f'query is on {query.device}, {name} on {x.device}')
     channels = shape[-1]
-    if num_heads < 1 or channels % num_heads:
-        raise ValueError(f'num_heads must divide the {channels} channels, got {num_heads}')
+    if num_heads < 1 or channels < 1 or channels % num_heads:
+        raise ValueError(f'num_heads must divide the channels; got {num_heads} heads and {channels} channels')
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size}')
     if not 0 <= dropout_p < 1:

@@ -176,8 +176,8 @@ def test_autocast_lowers_the_precision_of_float32():
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (dict(num_heads=3), 'num_heads must divide the 8 channels, got 3'),
-    (dict(num_heads=0), 'num_heads must divide the 8 channels, got 0'),
+    (dict(num_heads=3), 'num_heads must divide the channels; got 3 heads and 8 channels'),
+    (dict(num_heads=0), 'num_heads must divide the channels; got 0 heads'),
     (dict(kernel_size=4), 'kernel_size must be odd.*got 4'),
     (dict(kernel_size=-1), 'kernel_size must be odd.*got -1'),
     (dict(dropout_p=1.0), r'dropout_p must lie in \[0, 1\), got 1.0'),

@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from mmsimvit.engine import NonFiniteLossHook
+from mmsimvit.engine.hooks import NonFiniteLossError
+
+
+class Numbers(BaseDataset):
+    """Eight samples of one number each; the sixth is none."""
+
+    def load_data_list(self):
+        return [dict(value=math.nan if index == 5 else float(index), img_path=f'{index}.png') for index in range(8)]
+
+    def prepare_data(self, index):
+        info = self.get_data_info(index)
+        return dict(inputs=torch.tensor([info['value']]), data_samples=BaseDataElement(metainfo=dict(img_path=info['img_path'])))
+
+
+class Line(BaseModel):
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return dict(loss_line=self.layer(torch.stack(inputs)).square().mean())
+
+
+def runner(tmp_path, **settings):
+    torch.manual_seed(0)
+    return Runner(
+        Line(), str(tmp_path), train_dataloader=dict(dataset=Numbers(), batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False)),
+        train_cfg=dict(by_epoch=True, max_epochs=2), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+        custom_hooks=[NonFiniteLossHook(**settings)], default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        experiment_name=f'test_{tmp_path.name}', log_level='WARNING')
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_the_images(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r'training stopped at iteration 3: loss is \[nan\], loss_line is \[nan\], on the '
+                                                 r'images 4.png, 5.png\. Look at .*--non-finite-loss skip'):
+        runner(tmp_path).train()
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_or_the_batch_is_left_out(tmp_path, caplog):
+    built = runner(tmp_path, skip=True)
+    before = built.model.layer.weight.clone()
+    built.train()
+    assert built.iter == 8
+    hook = next(hook for hook in built.hooks if isinstance(hook, NonFiniteLossHook))
+    assert hook.skipped == 2
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert 'batch 3 is skipped, the first so far: its loss is nan, on the images 4.png, 5.png' in log
+    assert 'batch 7 is skipped, 2 so far: ' in log
+    assert built.model.layer.weight.isfinite().all()
+    assert not torch.equal(built.model.layer.weight, before)
+    # What is trained is what would be without that batch.
+    torch.manual_seed(0)
+    alone = Line()
+    optimizer = torch.optim.SGD(alone.parameters(), 1e-3)
+    for batch in ((0, 1), (2, 3), (6, 7)) * 2:
+        optimizer.zero_grad()
+        alone([torch.tensor([float(value)]) for value in batch])['loss_line'].backward()
+        optimizer.step()
+    torch.testing.assert_close(built.model.layer.weight, alone.layer.weight)
