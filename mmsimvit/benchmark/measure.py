@@ -8,6 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ..ops.backends import preferring
+from .memory import kept_bytes, memory_events
 
 STEPS = ('forward', 'training')  # without gradients; forward and backward
 
@@ -70,7 +71,9 @@ class Contestant:
     def measure_memory(self, step: str) -> None:
         """The most bytes allocated at a time beyond those before the step, and those kept for the backward pass."""
         if step == 'training':
-            self.saved_bytes = self._saved()
+            with preferring(self.backend):
+                self.saved_bytes = kept_bytes(
+                    self.call, self.device, [x for x in self.inputs if not isinstance(x, torch.nn.Parameter)])
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
             before = torch.cuda.memory_allocated(self.device)
@@ -80,26 +83,11 @@ class Contestant:
             return
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.run(step)
-        # Every allocation and release of torch's allocator, also those inside of operators.
-        events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
         allocated = peak = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
+        for event in sorted(memory_events(profiler), key=lambda event: event.start_ns()):
             allocated += event.nbytes()
             peak = max(peak, allocated)
         self.peak_bytes[step] = peak
-
-    def _saved(self) -> int:
-        storages = {}
-        own = {x.untyped_storage().data_ptr() for x in self.inputs if x.is_leaf and isinstance(x, torch.nn.Parameter)}
-
-        def keep(x):
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
-            return x
-
-        with preferring(self.backend), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            outs = self.call()
-        del outs
-        return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in own)
 
 
 def measure(contestants: list[Contestant], steps: tuple[str, ...], rounds: int, progress: Callable[[str], None]) -> None:

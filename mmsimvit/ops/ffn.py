@@ -5,6 +5,7 @@ products, and three copies of it are most of what training keeps. On a CPU it is
 the caches and never exists as a whole, where nothing must be kept for the backward pass or computing it again there is cheap.
 """
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,23 @@ def conv_ffn_in_chunks(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: T
     return _ConvFFN.apply(x, weight1, bias1, conv_weight, conv_bias, weight2, bias2)
 
 
+_chunks_are_allowed = True
+
+
+@contextmanager
+def without_chunks() -> Iterator[None]:
+    """Compute FFNs as on a GPU, for those who count what is kept there."""
+    global _chunks_are_allowed
+    before, _chunks_are_allowed = _chunks_are_allowed, False
+    try:
+        yield
+    finally:
+        _chunks_are_allowed = before
+
+
 def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: bool = False) -> bool:
     """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time."""
-    if (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    if (not _chunks_are_allowed or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
             or torch._C._are_functorch_transforms_active()):
         return False  # a trace must hold for any size
     if x.device.type != 'cpu' or x.dtype != weight1.dtype or x.dtype not in (torch.float32, torch.float64):

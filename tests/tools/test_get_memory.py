@@ -1,0 +1,57 @@
+"""What a training keeps in memory."""
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mmsimvit.benchmark.memory import BYTES_PER_PARAMETER, kept_bytes, measure_training_memory
+from tests.conftest import ROOT
+from tools.get_memory import main
+
+
+def test_kept_bytes_are_what_waits_for_the_backward_pass():
+    x = torch.zeros(1000, 8)
+
+    def kept(call):
+        return kept_bytes(call, torch.device('cpu'))
+
+    layer = nn.Linear(8, 5)
+    assert kept(lambda: layer(x)) == 0, 'its input and its weight are there anyway, its output is given'
+    assert kept(lambda: layer(x).exp().sum()) == 1000 * 5 * 4, 'exp keeps its output'
+    assert kept(lambda: layer(x).exp().exp().sum()) == 2 * 1000 * 5 * 4
+    first = nn.Linear(8, 8)
+    assert kept(lambda: checkpoint(lambda y: y.exp().exp(), first(x), use_reentrant=False, preserve_rng_state=False).sum()) == \
+        1000 * 8 * 4, 'what is computed again keeps the input that it starts from'
+    image = torch.zeros(1000, 8)
+    assert kept_bytes(lambda: layer(image).sum(), torch.device('cpu'), [image]) == 1000 * 8 * 4, 'asked for by name'
+
+
+@pytest.mark.parametrize(('name', 'scope'), [
+    ('maskrcnn_simvit_micro_shapes.py', 'mmdet'), ('semfpn_simvit_micro_shapes.py', 'mmseg'), ('simvit_micro_shapes.py', 'mmpretrain')])
+def test_models_of_all_libraries(name, scope):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(cfg.model)
+    one, two = (measure_training_memory(model, scope, batch, (128, 128)) for batch in (1, 2))
+    assert one.states == two.states == BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters())
+    assert two.kept == pytest.approx(2 * one.kept, rel=0.1)
+    model.backbone.stages[0].requires_grad_(False)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    assert measure_training_memory(model, scope, 1, (128, 128)).states == 16 * trained + 4 * frozen
+
+
+def test_less_is_kept_where_blocks_or_ffns_are_computed_again(capsys):
+    def kept(*words):
+        main([str(ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'), '--shape', '256', '256', *words])
+        return float(re.search(r'measured\): +([\d.]+) GiB', capsys.readouterr().out)[1])
+
+    whole = kept()
+    assert kept('--cfg-options', 'model.backbone.with_cp=True') < kept(
+        '--cfg-options', 'model.backbone.recompute_ffn=True') < whole
