@@ -3,12 +3,13 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmsimvit import SimViT, convert_state_dict
 from mmsimvit.checkpoints import SYSTEMS, find_arch
-from mmsimvit.ops import central_attention
+from mmsimvit.ops import central_attention, conv_ffn_in_chunks
 from tests import golden
 
 # The same examples in each run, whatever time they take.
@@ -53,6 +54,25 @@ def test_central_attention_of_other_shapes_is_refused(shapes, num_heads):
     assume(not (shapes[0] == shapes[1] == shapes[2] and len(shapes[0]) == 4 and shapes[0][-1] % num_heads == 0))
     with pytest.raises(ValueError, match=r'.'):
         central_attention(*(torch.zeros(shape) for shape in shapes), num_heads)
+
+
+@quick
+@given(batch=st.integers(1, 2), height=st.integers(1, 9), width=st.integers(1, 9), channels=st.integers(1, 5),
+       hidden=st.integers(1, 7), out=st.integers(1, 5), chunk=st.integers(1, 2000))
+def test_an_ffn_in_chunks_is_the_whole(batch, height, width, channels, hidden, out, chunk):
+    generator = torch.Generator().manual_seed(0)
+    x, *parameters = (torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in (
+        (batch, height, width, channels), (hidden, channels), (hidden, ), (hidden, 1, 3, 3), (hidden, ), (out, hidden), (out, )))
+    weight1, bias1, weight, bias, weight2, bias2 = parameters
+    maps = F.linear(x, weight1, bias1).permute(0, 3, 1, 2)
+    expected = F.linear(F.gelu(F.conv2d(maps, weight, bias, padding=1, groups=hidden)).permute(0, 2, 3, 1), weight2, bias2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmsimvit.ops.ffn.CHUNK_BYTES', chunk)
+        found = conv_ffn_in_chunks(x, *parameters)
+        torch.testing.assert_close(found, expected)
+        grad = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+        for ours, theirs in zip(*(torch.autograd.grad(y, (x, *parameters), grad) for y in (found, expected))):
+            torch.testing.assert_close(ours, theirs)
 
 
 ARCH = dict(embed_dims=(4, 8, 12, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(1, 1, 1, 1))

@@ -1,12 +1,17 @@
 """What must not depend on how a training is run: in one process or two, at once or cut and resumed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.multiprocessing
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmsimvit import SimViT
+from mmsimvit.engine import NonFiniteLossHook
 from tests.conftest import ROOT, options, run
 
 ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2))
@@ -79,6 +84,30 @@ def test_two_halves_are_a_whole(name, halves):
     for key, gradient in whole.items():
         torch.testing.assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item() + 1e-9,
                                    msg=lambda text, key=key: f'{key}: {text}')
+
+
+def skip_where_one_loss_is_no_number(rank, folder):
+    """What one of two processes does; the second's first loss is no number."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/skip', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(nn.Linear(1, 1))
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
+    hook = NonFiniteLossHook(skip=True)
+    hook.before_train(SimpleNamespace(optim_wrapper=optim_wrapper, logger=MMLogger.get_instance(f'rank {rank}'), iter=0))
+    before = model.module.weight.item()
+    for value in (float('nan') if rank else 1.0, 2.0 + rank):
+        optim_wrapper.update_params(model(torch.tensor([[value]])).square().mean())
+    torch.save((hook.skipped, before, model.module.weight.item()), f'{folder}/{rank}.pth')
+
+
+def test_all_processes_leave_out_what_one_cannot_use(tmp_path):
+    torch.multiprocessing.spawn(skip_where_one_loss_is_no_number, (str(tmp_path), ), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
+    assert first == second, 'both skipped, and then both stepped, together'
+    skipped, before, after = first
+    assert skipped == 1
+    assert before != after
 
 
 FIRST = 'backbone.stages.0.patch_embed.proj.weight'
