@@ -1,6 +1,7 @@
 """Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
 import argparse
 from copy import deepcopy
+from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
@@ -9,7 +10,7 @@ from .checkpoints import load_file
 from .datasets import check_data
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir
-from .engine.launch import add_common_arguments, join_processes, load_config
+from .engine.launch import add_common_arguments, join_processes, leave_processes, load_config
 from .engine.runner import CheckedDataRunner
 
 
@@ -91,15 +92,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     with one_line_errors():
         cfg = configure(args)
+        cfg.pop('strategy', None)  # which is for training
         join_processes(cfg)
         check_work_dir(cfg.work_dir)
+        if args.out is not None:
+            check_work_dir(Path(args.out).parent)
         check_data(cfg, ('test', ))
-        cfg.pop('strategy', None)  # which is for training
         runner = CheckedDataRunner.from_cfg(cfg)
         if args.out is not None:
             kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
             runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
-        return runner.test()
+        metrics = runner.test()
+        leave_processes()
+        return metrics
 
 
 if __name__ == '__main__':

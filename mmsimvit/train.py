@@ -14,8 +14,18 @@ from .datasets import check_data
 from .engine import build_runner, find_whole_checkpoint
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir, write_checkpoints_whole
-from .engine.launch import (NON_FINITE_LOSS_HOOK, RESEED_HOOK, SHARDED_OPTIM_WRAPPER, SHARDED_STRATEGY, add_common_arguments,
-                            add_hook, join_processes, load_config)
+from .engine.launch import (
+    FLOAT32_ROI_EXTRACTOR,
+    NON_FINITE_LOSS_HOOK,
+    RESEED_HOOK,
+    SHARDED_OPTIM_WRAPPER,
+    SHARDED_STRATEGY,
+    add_common_arguments,
+    add_hook,
+    join_processes,
+    leave_processes,
+    load_config,
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -51,6 +61,7 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.dtype = args.amp_dtype or cfg.optim_wrapper.get('dtype', 'float16')
         if cfg.optim_wrapper.dtype == 'bfloat16':  # it has the range of float32
             cfg.optim_wrapper.setdefault('loss_scale', dict(enabled=False))
+        use_float32_rois(cfg.get('model') or {}, cfg.optim_wrapper.dtype)
     elif args.amp_dtype:
         raise SystemExit(f'error: --amp-dtype {args.amp_dtype} says in which type --amp computes; give both')
     if (cfg.get('strategy') or {}).get('type') in ('FSDPStrategy', SHARDED_STRATEGY):
@@ -60,6 +71,9 @@ def configure(args: argparse.Namespace) -> Config:
         if cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
             cfg.optim_wrapper.type = SHARDED_OPTIM_WRAPPER
         cfg.strategy.type = SHARDED_STRATEGY
+        if cfg.strategy.setdefault('state_dict_cfg', 'full') == 'local':
+            raise SystemExit("error: state_dict_cfg='local' makes a folder of each checkpoint, which no other run can read or "
+                             "go on from; set strategy.state_dict_cfg='full'")
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
@@ -89,6 +103,15 @@ def configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def use_float32_rois(node: object, dtype: str) -> None:
+    """Have a two-stage detector's RoI features computed in float32 if autocast has bfloat16, for which MMCV has no RoIAlign."""
+    extractors = ('SingleRoIExtractor', 'mmdet.SingleRoIExtractor')
+    if isinstance(node, dict) and dtype == 'bfloat16' and node.get('type') in extractors:
+        node['type'] = FLOAT32_ROI_EXTRACTOR
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        use_float32_rois(part, dtype)
+
+
 def check_initial_weights(backbone: dict) -> None:
     """Look at the pretrained weights of one of our backbones before any data is read, which can take minutes.
 
@@ -116,7 +139,9 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
         check_work_dir(cfg.work_dir)
         write_checkpoints_whole()
         check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train', ))
-        return build_runner(cfg).train()
+        model = build_runner(cfg).train()
+        leave_processes()
+        return model
 
 
 if __name__ == '__main__':

@@ -34,6 +34,14 @@ def run(*command, cwd, code=0):
     return result.stdout
 
 
+def flatten(tree, prefix=''):
+    """The leaves of nested dicts and lists, by their paths."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    if not items:
+        return {prefix: tree}
+    return {key: value for name, part in items for key, value in flatten(part, f'{prefix}.{name}').items()}
+
+
 @pytest.fixture(scope='session')
 def workspace(tmp_path_factory):
     """A folder with a small generated data set under data/shapes, for tools to run in."""

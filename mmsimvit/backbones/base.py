@@ -65,7 +65,8 @@ class PyramidBackbone(BaseModule):
         super().__init__(init_cfg)
         self.arch = self._resolve(arch)
         self.out_indices = tuple(out_indices) if is_sequence(out_indices) else (out_indices, )
-        if not self.out_indices or list(self.out_indices) != [index for index in range(NUM_STAGES) if index in self.out_indices]:
+        named = [index for index in range(NUM_STAGES) if index in self.out_indices]
+        if not named or list(self.out_indices) != named:
             raise ValueError(f'out_indices must name stages among 0, 1, 2, 3, ascending, got {out_indices!r}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES} (all), got {frozen_stages!r}')

@@ -97,7 +97,8 @@ def _sample(model: nn.Module, scope: str, shape: tuple[int, int], generator: tor
         masks = torch.zeros(BOXES, height, width, dtype=torch.uint8)
         for mask, (left, top, right, bottom) in zip(masks, corners.int().tolist()):
             mask[top:bottom, left:right] = 1
-        boxes = InstanceData(bboxes=corners, labels=torch.zeros(BOXES, dtype=torch.long), masks=BitmapMasks(masks.numpy(), *shape))
+        labels = torch.zeros(BOXES, dtype=torch.long)
+        boxes = InstanceData(bboxes=corners, labels=labels, masks=BitmapMasks(masks.numpy(), *shape))
         return DetDataSample(metainfo=meta, gt_instances=boxes)
     if scope == 'mmseg':
         from mmseg.structures import SegDataSample

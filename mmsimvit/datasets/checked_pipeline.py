@@ -17,7 +17,7 @@ class CheckedPipeline(Compose):
 
     Args:
         pipeline: the transforms as the data set built them.
-        num_classes: of label maps; None where the data set does not say.
+        num_classes: of label maps; None where they are of no concern, as in data sets of boxes, whose label maps are an extra.
         ignore_index: the value of pixels that count for no class.
 
     Raises:
@@ -39,7 +39,7 @@ class CheckedPipeline(Compose):
             raise DataError(f'image {name}{f" with label map {labels}" if labels else ""} {_reason(error)}; replace it, or '
                             'take it out of the data') from error
         sample = packed.get('data_samples') if isinstance(packed, dict) else None
-        if sample is not None and 'gt_sem_seg' in sample:
+        if self.num_classes and sample is not None and 'gt_sem_seg' in sample:
             self._check_labels(labels, packed['inputs'], sample)
         return packed
 
@@ -48,14 +48,13 @@ class CheckedPipeline(Compose):
         if shape not in (tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))):  # the latter where it is not resized
             raise DataError(f'label map {labels} does not fit its image: {shape} pixels, height and width, beside '
                             f'{tuple(image.shape[-2:])}; it must have the size of the image')
-        if self.num_classes:
-            values = sample.gt_sem_seg.data
-            worst = values[values != self.ignore_index]
-            if worst.numel() and worst.max() >= self.num_classes:
-                raise DataError(
-                    f'label map {labels} has the value {worst.max().item()}, but there are {self.num_classes} classes, from 0 to '
-                    f'{self.num_classes - 1}, and {self.ignore_index} for none; name all classes in metainfo, set '
-                    'reduce_zero_label if 0 stands for none, or mend the map')
+        values = sample.gt_sem_seg.data
+        worst = values[values != self.ignore_index]
+        if worst.numel() and worst.max() >= self.num_classes:
+            raise DataError(
+                f'label map {labels} has the value {worst.max().item()}, but there are {self.num_classes} classes, from 0 to '
+                f'{self.num_classes - 1}, and {self.ignore_index} for none; name all classes in metainfo, set '
+                'reduce_zero_label if 0 stands for none, or mend the map')
 
 
 def _reason(error: Exception) -> str:
@@ -74,7 +73,7 @@ def check_pipelines(dataset: Any) -> None:
     for leaf in _leaves(dataset):
         pipeline = getattr(leaf, 'pipeline', None)
         if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedPipeline):
-            classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+            classes = leaf.metainfo.get('classes') if hasattr(leaf, 'reduce_zero_label') else None  # MMSegmentation's
             leaf.pipeline = CheckedPipeline(pipeline, classes and len(classes), getattr(leaf, 'ignore_index', 255))
 
 

@@ -1,4 +1,5 @@
 """Look at a config's data before a run, for what would otherwise end in a worker's stack trace, or in silence."""
+import glob
 import json
 import logging
 import math
@@ -21,6 +22,12 @@ SEGMENTATION = ('BaseSegDataset', 'ADE20KDataset')
 CHECKED = (*COCO, *SEGMENTATION, 'CustomDataset', 'ImageNet')
 
 
+def is_first_process() -> bool:
+    """Whether this is a run's only process, or the one of rank 0, also before they have joined."""
+    names = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+    return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
+
+
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check the files that a config's dataloaders name: folders, images, and COCO annotations with their classes.
 
@@ -34,7 +41,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     Raises:
         DataError: naming the file and what to do.
     """
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) > 0:
+    if not is_first_process():
         return
     checked = []
     for split in splits:
@@ -74,40 +81,58 @@ def _check_dataset(dataset: dict, split: str) -> None:
     if dataset['type'] in SEGMENTATION and not dataset.get('ann_file'):
         for kind, key, default in (('img_path', 'img_suffix', '.jpg'), ('seg_map_path', 'seg_map_suffix', '.png')):
             suffix = dataset.get(key, default)
-            if kind in folders and next(folders[kind].rglob(f'*{suffix}'), None) is None:
+            if kind in folders and next(_files(folders[kind], suffix), None) is None:
                 other = next((path.name for path in folders[kind].rglob('*.*')), 'no file')
                 raise DataError(f'no file in {folders[kind]} ends with {suffix} (there is {other}); set {key} of '
                                 'the dataset in the config')
-        if 'seg_map_path' in folders:
-            _check_label_maps(folders['seg_map_path'], dataset.get('seg_map_suffix', '.png'))
+        if {'img_path', 'seg_map_path'} <= set(folders):
+            _check_label_maps(folders['img_path'], dataset.get('img_suffix', '.jpg'), folders['seg_map_path'],
+                              dataset.get('seg_map_suffix', '.png'))
     if dataset['type'] in COCO and dataset.get('ann_file'):
         classes = (dataset.get('metainfo') or {}).get('classes') or DATASETS.get('mmdet.CocoDataset').METAINFO['classes']
         with_mask = any(step.get('with_mask') for step in dataset.get('pipeline', ()))
-        min_size = (dataset.get('filter_cfg') or {}).get('min_size', 0)
-        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, with_mask, min_size, split)
+        filters = dataset.get('filter_cfg') or {}
+        loads = any(str(step.get('type')).endswith('LoadAnnotations') for step in dataset.get('pipeline', ()))
+        annotated = split == 'val' or (split == 'train' and loads)
+        _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, split, with_mask, annotated,
+                    filters.get('min_size', 0), filters.get('filter_empty_gt', False))
 
 
-def _check_label_maps(folder: Path, suffix: str) -> None:
-    """Look at the headers of all label maps, for kinds of pixels that hold no classes."""
-    paths = sorted(folder.rglob(f'*{suffix}'))
+def _files(folder: Path, suffix: str) -> Iterator[str]:
+    """Names below a folder, linked folders included, as MMSegmentation finds them."""
+    return glob.iglob(f'**/*{glob.escape(suffix)}', root_dir=folder, recursive=True)
+
+
+def _check_label_maps(images: Path, image_suffix: str, maps: Path, map_suffix: str) -> None:
+    """Look at the headers of all images' label maps, for kinds of pixels that hold no classes."""
+    paths = [maps / (name.removesuffix(image_suffix) + map_suffix) for name in sorted(_files(images, image_suffix))]
     with ThreadPoolExecutor(16) as pool, Progress() as progress:
-        for path, mode in zip(paths, progress.track(pool.map(_image_mode, paths), len(paths), description='label maps')):
-            if mode is None:
-                raise DataError(f'label map {path} cannot be read as an image; it may be cut short')
-            if mode not in ('L', 'P', '1'):
-                raise DataError(f'label map {path} has pixels of the kind {mode}; each must be the number of its class, in 8 '
-                                'bits, grey or with a palette. Colours must be turned into numbers, once')
+        for path, fault in zip(paths, progress.track(pool.map(_fault_of, paths), len(paths), description='label maps')):
+            if fault:
+                raise DataError(f'label map {path} {fault}')
 
 
-def _image_mode(path: Path) -> str | None:
+def _fault_of(path: Path) -> str | None:
+    """What is wrong with a label map, as far as its header says."""
     try:
         with Image.open(path) as image:
-            return image.mode
+            if image.mode in ('L', 'P', '1') or (image.mode.startswith('I') and image.getextrema()[1] <= 255):
+                return None
+            return (f'has pixels of the kind {image.mode}; each must be the number of its class, below 256, grey or with a '
+                    'palette. Colours must be turned into numbers, once')
+    except FileNotFoundError:
+        return 'does not exist, but its image does; put it there, or take the image away'
     except (OSError, SyntaxError):  # the latter of broken PNG
-        return None
+        return 'cannot be read as an image; it may be cut short'
 
 
-def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: bool, min_size: int, split: str) -> None:
+def _check_coco(path: Path, images: Path, classes: tuple[str, ...], split: str, with_mask: bool, annotated: bool, min_size: int,
+                filter_empty: bool) -> None:
+    """
+    Args:
+        annotated: whether annotations are loaded. COCO's test-dev has none, nor have images for semi-supervised training.
+        min_size, filter_empty: which images MMDetection leaves out of a training.
+    """
     try:
         with open(path, encoding='utf-8') as file:
             coco = json.load(file)
@@ -115,8 +140,7 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
         raise DataError(f'annotation file {path} does not exist; put it there, or change ann_file in the config') from None
     except ValueError as error:
         raise DataError(f'annotation file {path} is no JSON ({error}); is it cut short?') from error
-    # COCO's test-dev has no annotations.
-    required = ('images', 'categories') if split == 'test' else ('images', 'annotations', 'categories')
+    required = ('images', 'annotations', 'categories') if annotated else ('images', 'categories')
     missing = [key for key in required
                if not isinstance(coco, dict) or not isinstance(coco.get(key), list)]
     if missing:
@@ -146,20 +170,22 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], with_mask: b
             print_log(f'{len(small)} of {len(sizes)} images in {path} are left out, for they are narrower or lower than '
                       f'{min_size} pixels (filter_cfg.min_size): {_some([name for name, *_ in small])}', level=logging.WARNING)
         found = {wanted[item['category_id']] for item in annotations}
-        if not found:
+        if not found and filter_empty:
             raise DataError(f'{path} has no annotation of {_some(classes)}; there is nothing to learn from it')
-        if len(found) < len(classes):
+        if annotated and len(found) < len(classes):
             print_log(f'{len(classes) - len(found)} of {len(classes)} classes have no annotation in {path} and will not '
                       f'be learnt: {_some([name for name in classes if name not in found])}', level=logging.WARNING)
-    bytes_of = {image['file_name']: _size(images / image['file_name']) for image in coco['images']}
+    files = [image['file_name'] for image in coco['images']]
+    with ThreadPoolExecutor(16) as pool:  # for disks in a network
+        bytes_of = dict(zip(files, pool.map(lambda name: _size(images / name), files)))
     lost = [name for name, size in bytes_of.items() if size is None]
     if lost:
         raise DataError(f'image {images / lost[0]} of {path} does not exist ({len(lost)} of {len(coco["images"])} are '
                         'missing); put it there, or change data_prefix in the config')
     empty = [name for name, size in bytes_of.items() if size == 0]
     if empty:
-        raise DataError(f'image {images / empty[0]} of {path} is empty ({len(empty)} of {len(bytes_of)} are); replace it, or take '
-                        'it out of the annotations')
+        raise DataError(f'image {images / empty[0]} of {path} is empty ({len(empty)} of {len(bytes_of)} are); replace it, or '
+                        'take it out of the annotations')
 
 
 def _check_image_entries(path: Path, entries: list[dict]) -> dict:
@@ -170,8 +196,11 @@ def _check_image_entries(path: Path, entries: list[dict]) -> dict:
         if missing:
             raise DataError(f'image entry {entry.get("file_name", entry.get("id"))} of {path} has no {_some(missing)}; add it')
         if entry['id'] in sizes:
-            raise DataError(f'images {sizes[entry["id"]][0]} and {entry["file_name"]} of {path} have the same id {entry["id"]}, '
-                            'and one would get the annotations of both; give each image an id of its own')
+            raise DataError(f'images {sizes[entry["id"]][0]} and {entry["file_name"]} of {path} have the same id '
+                            f'{entry["id"]}, and one would get the annotations of both; give each image an id of its own')
+        if not _is_numbers([entry['width'], entry['height']]):
+            raise DataError(f'image {entry["file_name"]} of {path} has the width {entry["width"]} and height '
+                            f'{entry["height"]}; they must be numbers')
         sizes[entry['id']] = entry['file_name'], entry['width'], entry['height']
     return sizes
 
@@ -184,24 +213,30 @@ def _check_annotations(path: Path, annotations: list[dict], sizes: dict, with_ma
     """
     whole, left_out = [], {'of no image': [], 'with boxes outside of their image or narrower than a pixel': [],
                            'whose masks have no polygon of three points': []}
+    seen = set()
     for item in annotations:
         name = f'annotation {item.get("id")} of {path}'
-        if item.get('image_id') not in sizes:
-            left_out['of no image'].append(item.get('id'))
+        needed = ('id', 'image_id', 'bbox', 'area', *(('iscrowd', ) if split != 'train' else ()))
+        missing = [key for key in needed if key not in item]
+        if missing:
+            raise DataError(f'{name} has no {_some(missing)}; add it (iscrowd is 0 for a single thing)')
+        if item['id'] in seen:
+            raise DataError(f'two annotations of {path} have the id {item["id"]}; give each one of its own')
+        seen.add(item['id'])
+        if item['image_id'] not in sizes:
+            left_out['of no image'].append(item['id'])
             continue
         file_name, width, height = sizes[item['image_id']]
-        box = item.get('bbox')
+        box = item['bbox']
         if not _is_numbers(box) or len(box) != 4:
-            raise DataError(f'{name} (image {file_name}) has the box {box}; it must be four finite numbers: x, y, width, height')
+            raise DataError(f'{name} (image {file_name}) has the box {box}; it must be four finite numbers: x, y, '
+                            'width, height')
         x, y, w, h = box
-        masked = True
-        if with_mask:
-            masked = _check_mask(item.get('segmentation'), width, height, f'{name} (image {file_name})', split)
         # As mmdet.datasets.CocoDataset.parse_data_info does.
-        if min(w, h) < 1 or item.get('area', 1) <= 0 or min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-            left_out['with boxes outside of their image or narrower than a pixel'].append(item.get('id'))
-        elif not masked:
-            left_out['whose masks have no polygon of three points'].append(item.get('id'))
+        if min(w, h) < 1 or item['area'] <= 0 or min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+            left_out['with boxes outside of their image or narrower than a pixel'].append(item['id'])
+        elif with_mask and not _check_mask(item.get('segmentation'), width, height, f'{name} (image {file_name})', split):
+            left_out['whose masks have no polygon of three points'].append(item['id'])
         else:
             whole.append(item)
     for reason, ids in left_out.items():

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from ..checkpoints import CheckpointError
 from ..datasets import DataError
+from .files import CANNOT_WRITE, WriteError
 
 
 @contextmanager
@@ -34,6 +35,8 @@ def explain(error: Exception) -> str | None:
         return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
     if isinstance(error, (CheckpointError, DataError)):
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
         path = re.search(r"'(.+)'", last_line)
         return f'{path[1] if path else last_line} does not exist; is the path in the config, or on the command line, right?'

@@ -1,13 +1,14 @@
 """Writing files whole or not at all."""
 import errno
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from ..datasets import DataError
+from ..datasets import DataError, is_first_process
 
 CANNOT_WRITE = {
     errno.ENOSPC: 'make room', errno.EDQUOT: 'make room within the quota', errno.EFBIG: 'raise the limit of file sizes',
@@ -69,11 +70,16 @@ def write_checkpoints_whole() -> None:
 
 
 def check_work_dir(work_dir: str | Path) -> None:
-    """Write and remove a small file.
+    """Write and remove a small file; remove the checkpoints that a killed process has not finished. In the first process alone.
 
     Raises:
         WriteError: if that cannot be.
     """
-    trial = Path(work_dir, 'trial')
+    if not is_first_process():
+        return
+    trial = Path(work_dir, '.trial')
     write_whole(trial, lambda unfinished: unfinished.write_bytes(bytes(4096)))
-    trial.unlink(missing_ok=True)
+    trial.unlink()
+    for left in Path(work_dir).glob('.*.pth'):
+        if re.match(r'\.\d+\.', left.name):
+            left.unlink(missing_ok=True)

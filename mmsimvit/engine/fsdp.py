@@ -1,12 +1,11 @@
 """What mmengine's FSDP strategy needs of us."""
 import torch
 from mmengine._strategy import FSDPStrategy
-from mmengine.device import get_device
-from mmengine.dist import all_reduce
 from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS, STRATEGIES
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
 
 from ..backbones import PyramidBackbone
 
@@ -24,12 +23,20 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 @STRATEGIES.register_module()
 class ShardedStrategy(FSDPStrategy):
-    """mmengine's FSDP strategy, with the order of arguments that torch 2 has for the optimizer of a resumed training."""
+    """mmengine's FSDP strategy, with the order of arguments that torch 2 has for the optimizer of a resumed training, and with
+    clipping over all shards."""
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         optimizer = self.optim_wrapper.optimizer
         self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=optimizer, optim_state_dict=state_dict))
+
+    def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict,
+                            model: nn.Module | None = None) -> OptimWrapper:
+        built = super().build_optim_wrapper(optim_wrapper, model)
+        if isinstance(built, ShardedOptimWrapper):
+            built.model = model
+        return built
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -37,17 +44,14 @@ class ShardedOptimWrapper(OptimWrapper):
     """An optimizer whose gradients are clipped by their norm over all shards.
 
     mmengine's clips each process's shard by the norm of that shard alone.
+
+    Attributes:
+        model: the sharded model, which :class:`ShardedStrategy` sets.
     """
+    model: FullyShardedDataParallel
 
     def _clip_grad(self) -> None:
-        settings = self.clip_grad_kwargs
-        if self.clip_func is not torch.nn.utils.clip_grad_norm_ or settings.get('norm_type', 2.0) != 2.0:
-            raise ValueError(f'sharded training clips gradients by their 2-norm alone, got clip_grad={settings}')
-        grads = [p.grad for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
-        square = torch.nn.utils.get_total_norm(grads)**2 if grads else torch.zeros((), device=get_device())
-        all_reduce(square)
-        norm = square.sqrt()
-        coefficient = (settings['max_norm'] / (norm + 1e-6)).clamp(max=1.0)  # as torch does
-        for grad in grads:
-            grad.mul_(coefficient)
-        self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+        if self.clip_func is not torch.nn.utils.clip_grad_norm_:
+            raise ValueError(f'sharded training clips gradients by their norm alone, got clip_grad={self.clip_grad_kwargs}')
+        settings = {key: value for key, value in self.clip_grad_kwargs.items() if key in ('max_norm', 'norm_type')}
+        self.message_hub.update_scalar(f'train/{self.grad_name}', float(self.model.clip_grad_norm_(**settings)))

@@ -4,12 +4,14 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, get_rank
+from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
+from mmengine.structures import BaseDataElement
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+from torch.utils import _pytree as pytree
 
 from ..checkpoints import CheckpointError, as_mmengine_reads, match, strip_module
 from ..datasets import DataError
@@ -20,8 +22,15 @@ class CheckpointMatchHook(Hook):
     """Refuse a checkpoint that gives nothing to the model, which mmengine would only warn of; report a partial one.
 
     Raises:
-        CheckpointError: if no parameter of the model is in the checkpoint in its shape, or, to resume from, not all are.
+        CheckpointError: if no parameter of the model is in the checkpoint in its shape, or, to resume from, not all are; or if
+            the processes of a training begin at different iterations.
     """
+
+    def before_train(self, runner) -> None:
+        begun = all_gather_object(runner.iter)
+        if len(set(begun)) > 1:
+            raise CheckpointError(f'the processes begin at the iterations {begun}: each looks for the last checkpoint in its '
+                                  f'work dir, and {runner.work_dir} is not the same folder on all machines; use a shared one')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         model = runner.model
@@ -73,6 +82,9 @@ class ReseedHook(Hook):
         torch.manual_seed(seed)
 
 
+MOST_SKIPPED_IN_A_ROW = 20
+
+
 class NonFiniteLossError(DataError):
     """A loss that is infinite or no number; the message names it and the batch's images."""
 
@@ -82,26 +94,26 @@ class NonFiniteLossHook(Hook):
     """Stop a training, or skip the batch, when its loss is not finite.
 
     Args:
-        skip: leave such a batch out, in all processes, with a warning that counts them; otherwise the training stops
-            before a checkpoint is written.
+        skip: leave such a batch out, in all processes, with a warning that counts them; otherwise the training stops.
 
     Raises:
-        NonFiniteLossError: unless ``skip``.
+        NonFiniteLossError: unless ``skip``; with it, after :data:`MOST_SKIPPED_IN_A_ROW` such batches in a row. In both cases
+            instead of writing a checkpoint whose weights are not finite.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
-        self.skipped = 0
-        self._names = ''
+        self.skipped = self._in_a_row = 0
+        self._batch = None
 
     def before_train(self, runner) -> None:
         if self.skip:
             self._guard(runner, runner.optim_wrapper)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self._names = ', '.join(image_names(data_batch)) or 'unknown'
+        self._batch = data_batch
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         # By now the weights are spoilt, but only in memory; looking before the backward pass would hold up a GPU.
@@ -109,9 +121,19 @@ class NonFiniteLossHook(Hook):
         if bad and 'loss' in bad and not self.skip:
             found = ', '.join(f'{name} is {torch.as_tensor(value).flatten().tolist()}' for name, value in bad.items())
             raise NonFiniteLossError(
-                f'training stopped at iteration {runner.iter + 1}: {found}, on the images {self._names}. Look at these '
-                'images and their annotations; if they are in order, lower the learning rate, clip gradients, or leave '
+                f'training stopped at iteration {runner.iter + 1}: {found}, on the images {image_names(data_batch)}. Look at '
+                'these images and their annotations; if they are in order, lower the learning rate, clip gradients, or leave '
                 'such batches out with --non-finite-loss skip. Checkpoints written before are good')
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Another process's loss, or gradients that overflow under a finite loss, spoil weights without a word here."""
+        spoilt = [name for name, value in checkpoint['state_dict'].items() if value.is_floating_point()
+                  and not value.isfinite().all()]
+        if spoilt:
+            raise NonFiniteLossError(
+                f'training stopped: {len(spoilt)} of {len(checkpoint["state_dict"])} weights '
+                f'are not finite any more ({spoilt[0]}), and no checkpoint is made of them; lower the learning rate, or clip '
+                'gradients. Checkpoints written before are good')
 
     def _guard(self, runner, optim_wrapper: OptimWrapper) -> None:
         """Take what has no finite loss out of ``optim_wrapper``'s hands."""
@@ -122,17 +144,26 @@ class NonFiniteLossHook(Hook):
             here = bool(bad)
             all_reduce(bad, 'max')  # or else the others would wait for this process's gradients for ever
             if not bad:
+                self._in_a_row = 0
                 return update_params(loss, *args, **kwargs)
             self.skipped += 1
-            if here:
-                so_far = 'the first' if self.skipped == 1 else self.skipped
-                runner.logger.warning(f'batch {runner.iter + 1} is skipped, {so_far} so far: its loss is {loss.item()}, on the '
-                                      f'images {self._names}')
+            self._in_a_row += 1
+            found = [line for line in all_gather_object(
+                f'{loss.item()} on the images {image_names(self._batch)}' if here else None) if line]
+            so_far = 'the first' if self.skipped == 1 else self.skipped
+            line = f'batch {runner.iter + 1} is skipped, {so_far} so far: its loss is {"; ".join(found)}'
+            runner.logger.warning(line)
+            if self._in_a_row == MOST_SKIPPED_IN_A_ROW:
+                raise NonFiniteLossError(f'training stopped: {self._in_a_row} batches in a row had no finite loss, so that it '
+                                         f'is the weights and not the images; {line}. Lower the learning rate, or clip '
+                                         'gradients')
 
         optim_wrapper.update_params = update_params_if_finite
 
 
-def image_names(data_batch: Mapping | None) -> list[str]:
-    """The paths of a batch's images, or their ids, as far as their data samples know them."""
-    samples = data_batch.get('data_samples', ()) if isinstance(data_batch, Mapping) else ()
-    return [str(sample.get('img_path', sample.get('img_id', '?'))) for sample in samples]
+def image_names(data_batch: object) -> str:
+    """The paths of a batch's images, or their ids, as far as its data samples know them."""
+    samples = data_batch.get('data_samples') if isinstance(data_batch, Mapping) else data_batch
+    names = [str(sample.get('img_path', sample.get('img_id', 'unknown'))) for sample in pytree.tree_leaves(samples)
+             if isinstance(sample, BaseDataElement)]
+    return ', '.join(names) or 'unknown'

@@ -16,6 +16,7 @@ MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
 RESEED_HOOK = 'mmsimvit.engine.ReseedHook'
 NON_FINITE_LOSS_HOOK = 'mmsimvit.engine.NonFiniteLossHook'
 SHARDED_OPTIM_WRAPPER = 'mmsimvit.engine.ShardedOptimWrapper'
+FLOAT32_ROI_EXTRACTOR = 'mmsimvit.engine.roi.Float32RoIExtractor'
 SHARDED_STRATEGY = 'mmsimvit.engine.ShardedStrategy'
 # What tells a process its place, by launcher: its number, how many there are, its number on this machine.
 PLACES = {
@@ -88,9 +89,11 @@ def join_processes(cfg: Config) -> None:
     if rank not in os.environ or world_size not in os.environ:
         raise SystemExit(f'error: --launcher {cfg.launcher} is for processes that {starter} starts, which would set {rank} and '
                          f'{world_size}; start it with that, or leave out --launcher')
+    os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[world_size], LOCAL_RANK=os.environ.get(local_rank, '0'))
+    if get_device() == 'mps':
+        raise SystemExit('error: several processes cannot share the GPU of this machine (MPS); leave out --launcher')
     if get_device() != 'cpu' or torch.distributed.is_initialized():
         return
-    os.environ.update(RANK=os.environ[rank], WORLD_SIZE=os.environ[world_size], LOCAL_RANK=os.environ.get(local_rank, '0'))
     if cfg.launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         nodes = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], check=True, text=True,
                                capture_output=True).stdout
@@ -100,6 +103,12 @@ def join_processes(cfg: Config) -> None:
     timeout = (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout', 1800)
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
     _run_on_cpu(cfg)
+
+
+def leave_processes() -> None:
+    """End what the processes talk through, whose threads may otherwise outlive what they work on."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _run_on_cpu(cfg: Config) -> None:

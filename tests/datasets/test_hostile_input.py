@@ -17,6 +17,8 @@ from mmsimvit.datasets import check_data, check_pipelines
 from tests.conftest import ROOT, run
 from tests.own_data import edit, own_segmentation_config, user_config
 
+ANNOTATIONS = 'annotations/instances_train.json'
+
 
 def load(config, split='train'):
     """Everything that a training would see of a split: the samples, after the checks before it."""
@@ -71,6 +73,10 @@ def sparse_ids(root):
     edit(root, change)
 
 
+def without(key):
+    return lambda root: edit(root, lambda coco: coco['annotations'][0].pop(key))
+
+
 def duplicate_image(root):
     edit(root, lambda coco: coco['images'][1].update(id=coco['images'][0]['id']))
 
@@ -88,6 +94,7 @@ LEFT_OUT = {
     'box outside of the image': (first(bbox=[100, 100, 5, 5]), r'1 of \d+ annotations in .*, with boxes outside.*: 1'),
     'box without area': (first(bbox=[1, 1, 0, 5]), r'1 of \d+ annotations in .*, with boxes outside.*: 1'),
     'polygon of two points': (first(segmentation=[[1, 1, 9, 9]]), r'1 of \d+ annotations in .*, whose masks have no polygon'),
+    'box without area and without mask': (first(bbox=[1, 1, 0, 0], segmentation=[]), r'1 of \d+ .*, with boxes outside.*: 1'),
     'annotation of no image': (first(image_id=999), r'1 of \d+ annotations in .*, of no image: 1'),
 }
 REFUSED = {
@@ -103,9 +110,14 @@ REFUSED = {
                                     r'mask of annotation 1 of .* is of \[32, 32\] pixels.*image of \[64, 64\]'),
     'polygon of no number': (first(segmentation=[[1, 1, 5, float('nan'), 9, 9]]), r'mask of annotation 1 of .*finite numbers'),
     'two images of one id': (duplicate_image, r'images 000000.png and 000001.png of .* have the same id'),
-    'image without size': (lambda root: edit(root, lambda coco: coco['images'][0].pop('width')), r'000000.png of .* has no .width'),
-    'empty object': (lambda root: (root / 'annotations/instances_train.json').write_text('{}'), r'no list of images, annotations'),
-    'empty file': (lambda root: (root / 'annotations/instances_train.json').write_text(''), r'instances_train.json is no JSON'),
+    'image of no width': (first('images', width=None), r'000000.png of .* has the width None and height 64; they must be'),
+    'annotation without area': (without('area'), r"annotation 1 of .* has no 'area'; add it"),
+    'two annotations of one id': (lambda root: edit(root, lambda coco: coco['annotations'][1].update(id=1)),
+                                  r'two annotations of .* have the id 1'),
+    'image without size': (lambda root: edit(root, lambda coco: coco['images'][0].pop('width')),
+                           r'000000.png of .* has no .width'),
+    'empty object': (lambda root: (root / ANNOTATIONS).write_text('{}'), r'no list of images, annotations'),
+    'empty file': (lambda root: (root / ANNOTATIONS).write_text(''), r'instances_train.json is no JSON'),
 }
 
 
@@ -164,8 +176,8 @@ def masks(workspace, tmp_path):
 BAD_MASKS = {
     'value without a class': (png(np.full((64, 64), 9, np.uint8)),
                               r'label map .*train/000000.png has the value 9, but there are 7 classes, from 0 to 6, and 255'),
-    '16 bits': (png(np.full((64, 64), 300, np.uint16)), r'label map .*train/000000.png has pixels of the kind I;16'),
-    'colours': (png(np.zeros((64, 64, 3), np.uint8)), r'label map .*000000.png has pixels of the kind RGB.*turned into numbers'),
+    'values beyond 8 bits': (png(np.full((64, 64), 300, np.uint16)), r'label map .*000000.png has pixels of the kind I;16'),
+    'colours': (png(np.zeros((64, 64, 3), np.uint8)), r'label map .*000000.png has pixels of the kind RGB.*turned into'),
     'no image': (b'no image', r'label map .*train/000000.png cannot be read as an image'),
     'no bytes': (b'', r'label map .*train/000000.png cannot be read as an image'),
     'cut short': (png(np.random.default_rng(0).integers(0, 7, (64, 64), dtype=np.uint8))[:900],
@@ -189,7 +201,33 @@ def test_label_maps_with_a_palette_or_ignored_pixels_are_trained_on(masks):
     with Image.open(folder / '000000.png') as image:
         image.convert('P').save(folder / '000000.png')
     (folder / '000001.png').write_bytes(png(np.full((64, 64), 255, np.uint8)))
+    (folder / '000002.png').write_bytes(png(np.full((64, 64), 3, np.uint16)))
+    (folder / 'of_no_image.png').write_bytes(png(np.zeros((64, 64, 3), np.uint8)))
     assert len(load(config)) == 8
+
+
+def test_a_missing_label_map(masks):
+    config, folder = masks
+    (folder / '000003.png').unlink()
+    with pytest.raises(DataError, match=r'label map .*train/000003.png does not exist, but its image does'):
+        load(config)
+
+
+def test_images_without_annotations_for_training_without_them(own, tmp_path):
+    """As the unlabelled part of semi-supervised training."""
+    edit(own, lambda coco: coco.pop('annotations'))
+    cfg = Config.fromfile(user_config(tmp_path))
+    with pytest.raises(DataError, match='has no list of annotations'):
+        check_data(cfg, ('train', ))
+    cfg.train_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), dict(type='PackDetInputs')]
+    cfg.train_dataloader.dataset.filter_cfg = None
+    check_data(cfg, ('train', ))
+
+
+def test_an_evaluation_needs_to_know_what_is_a_crowd(own, tmp_path):
+    edit(own, lambda coco: coco['annotations'][0].pop('iscrowd'), 'val')
+    with pytest.raises(DataError, match=r"annotation 1 of .*instances_val.json has no 'iscrowd'"):
+        load(user_config(tmp_path), 'val')
 
 
 def test_a_worker_ends_with_one_line_too(masks, tmp_path):

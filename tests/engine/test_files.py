@@ -30,9 +30,9 @@ def test_a_file_that_was_not_finished_is_not_there(tmp_path):
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(WriteError, match=r'file/trial cannot be written: (File exists|Not a directory); remove the file in its way'):
+    with pytest.raises(WriteError, match=r'file/.trial cannot be written: (File exists|Not a directory); remove the file'):
         check_work_dir(tmp_path / 'file')
-    with pytest.raises(WriteError, match=r'file/work/trial cannot be written: Not a directory'):
+    with pytest.raises(WriteError, match=r'file/work/.trial cannot be written: Not a directory'):
         check_work_dir(tmp_path / 'file/work')
 
 
@@ -49,7 +49,7 @@ def test_a_write_that_is_not_permitted(tmp_path, monkeypatch):
         raise PermissionError(13, 'Permission denied')
 
     monkeypatch.setattr('pathlib.Path.mkdir', refuse)
-    with pytest.raises(WriteError, match='work/trial cannot be written: Permission denied; allow it, or name another folder'):
+    with pytest.raises(WriteError, match='work/.trial cannot be written: Permission denied; allow it, or name another folder'):
         check_work_dir(tmp_path / 'work')
 
 
@@ -71,7 +71,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path):
 
 def test_training_on_a_full_disk_ends_with_one_line_and_goes_on_later(workspace, tmp_path):
     def train(number, limit, code):
-        words = options(**{'train_cfg.max_epochs': number, 'train_cfg.val_interval': 9, 'default_hooks.checkpoint.max_keep_ckpts': 1})
+        words = options(**{'train_cfg.max_epochs': number, 'train_cfg.val_interval': 9,
+                           'default_hooks.checkpoint.max_keep_ckpts': 1})
         result = subprocess.run(
             [sys.executable, TRAIN, SEGMENTOR, '--resume', '--work-dir', tmp_path, *words], cwd=workspace, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,

@@ -3,13 +3,14 @@ import math
 import pytest
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmsimvit.engine import NonFiniteLossHook
-from mmsimvit.engine.hooks import NonFiniteLossError
+from mmsimvit.engine.hooks import NonFiniteLossError, image_names
 
 
 class Numbers(BaseDataset):
@@ -20,7 +21,8 @@ class Numbers(BaseDataset):
 
     def prepare_data(self, index):
         info = self.get_data_info(index)
-        return dict(inputs=torch.tensor([info['value']]), data_samples=BaseDataElement(metainfo=dict(img_path=info['img_path'])))
+        sample = BaseDataElement(metainfo=dict(img_path=info['img_path']))
+        return dict(inputs=torch.tensor([info['value']]), data_samples=sample)
 
 
 class Line(BaseModel):
@@ -36,15 +38,49 @@ class Line(BaseModel):
 def runner(tmp_path, **settings):
     torch.manual_seed(0)
     return Runner(
-        Line(), str(tmp_path), train_dataloader=dict(dataset=Numbers(), batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False)),
+        Line(), str(tmp_path),
+        train_dataloader=dict(dataset=Numbers(), batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False)),
         train_cfg=dict(by_epoch=True, max_epochs=2), optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
         custom_hooks=[NonFiniteLossHook(**settings)], default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
         experiment_name=f'test_{tmp_path.name}', log_level='WARNING')
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """As after gradients that overflow under a finite loss, or the loss of another process."""
+    built = runner(tmp_path, skip=True)
+    built.register_hook(Spoil())
+    with pytest.raises(NonFiniteLossError, match=r'training stopped: 1 of 2 weights are not finite any more \(layer.weight\)'):
+        built.train()
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+class Spoil(Hook):
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if batch_idx == 3:
+            runner.model.layer.weight.data.fill_(math.inf)
+
+
+def test_skipping_ends_where_nothing_else_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmsimvit.engine.hooks.MOST_SKIPPED_IN_A_ROW', 2)
+    built = runner(tmp_path, skip=True)
+    built.model.layer.bias.data.fill_(math.inf)
+    with pytest.raises(NonFiniteLossError, match=r'2 batches in a row had no finite loss, so .* the weights .* 2.png, 3.png'):
+        built.train()
+
+
+def test_names_of_images_in_any_batch():
+    samples = [BaseDataElement(metainfo=dict(img_path=f'{index}.png')) for index in range(3)]
+    assert image_names(dict(inputs=0, data_samples=samples[:2])) == '0.png, 1.png'
+    assert image_names(dict(data_samples=dict(sup=samples[:1], unsup=samples[1:]))) == '0.png, 1.png, 2.png'  # semi-supervised
+    assert image_names(dict(data_samples=[BaseDataElement(metainfo=dict(img_id=5)), BaseDataElement()])) == '5, unknown'
+    for batch in (None, dict(data_samples=None), dict(inputs=[1, 2]), [torch.zeros(1)]):
+        assert image_names(batch) == 'unknown'
+
+
 def test_a_loss_that_is_no_number_stops_the_training_with_the_images(tmp_path):
-    with pytest.raises(NonFiniteLossError, match=r'training stopped at iteration 3: loss is \[nan\], loss_line is \[nan\], on the '
-                                                 r'images 4.png, 5.png\. Look at .*--non-finite-loss skip'):
+    with pytest.raises(NonFiniteLossError, match=r'training stopped at iteration 3: loss is \[nan\], loss_line is \[nan\], on '
+                                                 r'the images 4.png, 5.png\. Look at .*--non-finite-loss skip'):
         runner(tmp_path).train()
     assert not list(tmp_path.rglob('*.pth'))
 
@@ -57,7 +93,7 @@ def test_or_the_batch_is_left_out(tmp_path, caplog):
     hook = next(hook for hook in built.hooks if isinstance(hook, NonFiniteLossHook))
     assert hook.skipped == 2
     log = next(tmp_path.rglob('*.log')).read_text()
-    assert 'batch 3 is skipped, the first so far: its loss is nan, on the images 4.png, 5.png' in log
+    assert 'batch 3 is skipped, the first so far: its loss is nan on the images 4.png, 5.png' in log
     assert 'batch 7 is skipped, 2 so far: ' in log
     assert built.model.layer.weight.isfinite().all()
     assert not torch.equal(built.model.layer.weight, before)

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmsimvit import SimViT
-from mmsimvit.engine import NonFiniteLossHook
-from tests.conftest import ROOT, options, run
+from mmsimvit import CheckpointError, SimViT
+from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
+from tests.conftest import ROOT, flatten, options, run
 
 ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2))
 CASES = {
@@ -94,20 +94,35 @@ def skip_where_one_loss_is_no_number(rank, folder):
     model = DistributedDataParallel(nn.Linear(1, 1))
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
     hook = NonFiniteLossHook(skip=True)
-    hook.before_train(SimpleNamespace(optim_wrapper=optim_wrapper, logger=MMLogger.get_instance(f'rank {rank}'), iter=0))
+    lines = []
+    hook.before_train(SimpleNamespace(optim_wrapper=optim_wrapper, logger=SimpleNamespace(warning=lines.append), iter=0))
+    hook.before_train_iter(None, 0, dict(data_samples=[BaseDataElement(metainfo=dict(img_path=f'{rank}.png'))]))
     before = model.module.weight.item()
     for value in (float('nan') if rank else 1.0, 2.0 + rank):
         optim_wrapper.update_params(model(torch.tensor([[value]])).square().mean())
-    torch.save((hook.skipped, before, model.module.weight.item()), f'{folder}/{rank}.pth')
+    torch.save((hook.skipped, before, model.module.weight.item(), lines), f'{folder}/{rank}.pth')
 
 
 def test_all_processes_leave_out_what_one_cannot_use(tmp_path):
     torch.multiprocessing.spawn(skip_where_one_loss_is_no_number, (str(tmp_path), ), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert first == second, 'both skipped, and then both stepped, together'
-    skipped, before, after = first
+    skipped, before, after, lines = first
+    assert lines == ['batch 1 is skipped, the first so far: its loss is nan on the images 1.png'], "the second's, in both logs"
     assert skipped == 1
     assert before != after
+
+
+def begin(rank, folder):
+    """What one of two processes does that have found different checkpoints."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/begin', rank=rank, world_size=2)
+    CheckpointMatchHook().before_train(SimpleNamespace(iter=7, work_dir='work'))
+    with pytest.raises(CheckpointError, match=r'processes begin at the iterations \[0, 100\]: .* work is not the same folder'):
+        CheckpointMatchHook().before_train(SimpleNamespace(iter=100 * rank, work_dir='work'))
+
+
+def test_processes_that_would_begin_apart_stop(tmp_path):
+    torch.multiprocessing.spawn(begin, (str(tmp_path), ), nprocs=2)
 
 
 FIRST = 'backbone.stages.0.patch_embed.proj.weight'
@@ -162,10 +177,3 @@ def assert_equal(first, second):
         for key, value in ours.items():
             same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]
             assert same, f'{part} {key}'
-
-
-def flatten(tree, prefix=''):
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
-    if not items:
-        return {prefix: tree}
-    return {key: value for name, part in items for key, value in flatten(part, f'{prefix}.{name}').items()}

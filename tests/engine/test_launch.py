@@ -1,10 +1,13 @@
 """What the command lines make of a config and of errors."""
+import torch
+from mmengine.registry import MODELS
 
 from mmsimvit.engine.errors import explain
-from mmsimvit.engine.launch import MATCH_HOOK
+from mmsimvit.engine.launch import MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
 from mmsimvit.train import configure, parse_args
 from tests.conftest import ROOT
 
+OURS = [MATCH_HOOK, RESEED_HOOK, NON_FINITE_LOSS_HOOK]
 CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
 
 
@@ -14,9 +17,9 @@ def test_the_config_of_a_work_dir_serves_again(tmp_path):
     cfg.custom_hooks.append(dict(type='EmptyCacheHook'))
     cfg.dump(tmp_path / 'again.py')
     again = configure(parse_args([str(tmp_path / 'again.py')]))
-    assert [hook.type for hook in again.custom_hooks] == [MATCH_HOOK, 'EmptyCacheHook']
+    assert [hook.type for hook in again.custom_hooks] == [*OURS, 'EmptyCacheHook']
     (tmp_path / 'none.py').write_text(f'_base_ = {str(CONFIG)!r}\ncustom_hooks = None\n')
-    assert [hook.type for hook in configure(parse_args([str(tmp_path / 'none.py')])).custom_hooks] == [MATCH_HOOK]
+    assert [hook.type for hook in configure(parse_args([str(tmp_path / 'none.py')])).custom_hooks] == OURS
 
 
 def test_mmpretrain_gets_the_collation_that_its_tools_add(tmp_path):
@@ -37,3 +40,19 @@ def test_an_error_of_a_worker_is_its_last_line():
 
 def test_class_folders_without_images():
     assert explain(RuntimeError('Found 0 files in subfolders of: data/cls.')).startswith('folder data/cls has no images')
+
+
+def test_bfloat16_leaves_roi_features_in_float32(monkeypatch):
+    """For which MMCV has no RoIAlign; boxes in 8 bits would be off by pixels as well."""
+    monkeypatch.setattr('mmsimvit.train.is_cuda_available', lambda: True)
+    cfg = configure(parse_args([str(CONFIG), '--amp', '--amp-dtype', 'bfloat16']))
+    extractor = MODELS.build(cfg.model.roi_head.bbox_roi_extractor)
+    features = [torch.randn(1, 64, 32 // 2**level, 32 // 2**level) for level in range(4)]
+    rois = torch.tensor([[0, 3.3, 5.7, 90.1, 101.9]])
+    with torch.autocast('cpu', torch.bfloat16):
+        found = extractor([x.bfloat16() for x in features], rois)
+        exact = extractor(features, rois)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
+    float16 = configure(parse_args([str(CONFIG), '--amp']))
+    assert float16.model.roi_head.bbox_roi_extractor.type == 'SingleRoIExtractor'

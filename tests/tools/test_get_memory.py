@@ -31,7 +31,8 @@ def test_kept_bytes_are_what_waits_for_the_backward_pass():
 
 
 @pytest.mark.parametrize(('name', 'scope'), [
-    ('maskrcnn_simvit_micro_shapes.py', 'mmdet'), ('semfpn_simvit_micro_shapes.py', 'mmseg'), ('simvit_micro_shapes.py', 'mmpretrain')])
+    ('maskrcnn_simvit_micro_shapes.py', 'mmdet'), ('semfpn_simvit_micro_shapes.py', 'mmseg'),
+    ('simvit_micro_shapes.py', 'mmpretrain')])
 def test_models_of_all_libraries(name, scope):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     if 'data_preprocessor' in cfg:

@@ -188,7 +188,7 @@ def test_where_the_names_of_classes_come_from(capsys):
     (['--device', 'cuda:99'], 'error: --device cuda:99 is not there: '),
     (['--cfg-options', 'default_scope=None'], 'must be mmdet, mmseg, mmpretrain, the library of the model, got None'),
     (['--cfg-options', 'test_dataloader=None'], 'has no test_dataloader'),
-    (['--out-dir', __file__], 'test_infer.py/trial cannot be written: File exists'),
+    (['--out-dir', __file__], 'test_infer.py/.trial cannot be written: File exists'),
 ])
 def test_bad_options_end_with_one_line(untrained, images, tmp_path, words, message):
     made = untrained['mmseg']

@@ -22,14 +22,14 @@ def run_iter_or_die(self, *arguments):
 Loop.run_iter = run_iter_or_die
 '''
 KILL_IN_CHECKPOINT = '''
-from mmengine.fileio import LocalBackend
-put = LocalBackend.put
-def put_half_and_die(self, content, path):
-    if str(path).endswith('epoch_2.pth'):
-        open(path, 'wb').write(content[:len(content) // 2])
+from pathlib import Path
+replace = Path.replace
+def replace_or_die(self, target):
+    if Path(target).name == 'epoch_2.pth':
+        self.write_bytes(self.read_bytes()[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
-    put(self, content, path)
-LocalBackend.put = put_half_and_die
+    return replace(self, target)
+Path.replace = replace_or_die
 '''
 
 
@@ -39,10 +39,12 @@ def test_killed_training_goes_on_from_the_last_whole_checkpoint(kill, workspace,
     code = f'import os, signal\n{kill}\nfrom mmsimvit.train import main\nmain({[str(a) for a in arguments]!r})'
     out = run('-c', code, cwd=workspace, code=-signal.SIGKILL)
     assert 'nothing to resume from' in out
-    assert (tmp_path / 'epoch_2.pth').exists() == (kill == KILL_IN_CHECKPOINT)
+    assert [path.name for path in tmp_path.glob('epoch_*.pth')] == ['epoch_1.pth']
+    assert len(list(tmp_path.glob('.*.epoch_2.pth'))) == (kill == KILL_IN_CHECKPOINT)
 
     out = run(TRAIN, *arguments, cwd=workspace)
     assert 'resumed epoch: 1, iter: 4' in out
+    assert not list(tmp_path.glob('.*')), 'nothing is left of what was not finished'
     assert re.findall(r'Epoch\(train\) +\[(\d)\]\[4/4\]', out) == ['2', '3']
     assert 'coco/segm_mAP' in out
     finished = torch.load(tmp_path / 'epoch_3.pth')
