@@ -1,6 +1,5 @@
 # Fully sharded data parallel training: a second base beside any config here, for models that do not fit otherwise. Each
-# block of the backbone is a unit; checkpoints are whole, as those of a plain run. AMP through model_wrapper.mixed_precision,
-# a dict of param_dtype, reduce_dtype and buffer_dtype.
+# block of the backbone is a unit; checkpoints are whole, as those of a plain run. See docs/clusters.md.
 strategy = dict(
     type='FSDPStrategy',
     state_dict_cfg='full',

@@ -1,6 +1,7 @@
 """The launch scripts, with two processes that talk through gloo where there is no GPU."""
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -52,9 +53,13 @@ def test_two_processes_train_and_evaluate_a_detector(workspace, tmp_path):
     assert 'Grad strides do not match' not in out
     checkpoint = tmp_path / 'epoch_1.pth'
     one, two = (launch('dist_test.sh', DETECTOR, checkpoint, number, '--work-dir', tmp_path / f'test_{number}',
-                       *epochs(1, **EVERY_SCORE), cwd=workspace) for number in (1, 2))
+                       '--out', tmp_path / f'{number}.pkl', *epochs(1, **EVERY_SCORE), cwd=workspace) for number in (1, 2))
     assert scores(one) == scores(two) == scores(out)
-    assert float(scores(one)['coco/bbox_mAP_50']) > 0
+    assert 'coco/segm_mAP' in scores(one)
+    ours, theirs = (pickle.loads((tmp_path / f'{number}.pkl').read_bytes()) for number in (1, 2))
+    assert [found['img_id'] for found in ours] == [found['img_id'] for found in theirs] == [0, 1, 2]
+    assert all(torch.equal(a['pred_instances']['scores'], b['pred_instances']['scores']) for a, b in zip(ours, theirs))
+    assert all(len(found['pred_instances']['scores']) > 0 for found in ours)
 
 
 def test_two_processes_give_a_segmentor_the_scores_of_one(workspace, tmp_path):
