@@ -192,7 +192,7 @@ def test_sharded_training_leaves_checkpoints_for_all(workspace, tmp_path):
     for name, value in second.items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f'{name}: {text}')
     runs = {}
-    for name, words in (('uncut', []), ('cut', ['--resume', tmp_path / 'sharded/epoch_1.pth'])):
+    for name, words in (('uncut', []), ('cut', ['--resume', tmp_path / 'uncut/epoch_1.pth'])):
         out = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / name, *words, *epochs(2, **clip), cwd=workspace)
         assert ('resumed epoch: 1' in out) == (name == 'cut')
         runs[name] = torch.load(tmp_path / name / 'epoch_2.pth')
