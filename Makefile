@@ -12,7 +12,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 test: setup
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 	.venv/bin/python -m ruff check .
 
 demo: setup
