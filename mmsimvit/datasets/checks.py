@@ -19,6 +19,10 @@ from .errors import DataError
 
 COCO = ('CocoDataset', 'mmdet.CocoDataset')
 SEGMENTATION = ('BaseSegDataset', 'ADE20KDataset')
+# Why annotations are left out of a training.
+NO_IMAGE = 'of no image'
+NO_AREA = 'with boxes outside of their image or narrower than a pixel'
+NO_POLYGON = 'whose masks have no polygon of three points'
 CHECKED = (*COCO, *SEGMENTATION, 'CustomDataset', 'ImageNet')
 
 
@@ -211,8 +215,7 @@ def _check_annotations(path: Path, annotations: list[dict], sizes: dict, with_ma
     Returns:
         The others.
     """
-    whole, left_out = [], {'of no image': [], 'with boxes outside of their image or narrower than a pixel': [],
-                           'whose masks have no polygon of three points': []}
+    whole, left_out = [], {NO_IMAGE: [], NO_AREA: [], NO_POLYGON: []}
     seen = set()
     for item in annotations:
         name = f'annotation {item.get("id")} of {path}'
@@ -224,21 +227,26 @@ def _check_annotations(path: Path, annotations: list[dict], sizes: dict, with_ma
             raise DataError(f'two annotations of {path} have the id {item["id"]}; give each one of its own')
         seen.add(item['id'])
         if item['image_id'] not in sizes:
-            left_out['of no image'].append(item['id'])
+            left_out[NO_IMAGE].append(item['id'])
             continue
         file_name, width, height = sizes[item['image_id']]
         box = item['bbox']
         if not _is_numbers(box) or len(box) != 4:
             raise DataError(f'{name} (image {file_name}) has the box {box}; it must be four finite numbers: x, y, '
                             'width, height')
+        if not _is_numbers([item['area']]):
+            raise DataError(f'{name} (image {file_name}) has the area {item["area"]}; it must be a finite number')
         x, y, w, h = box
         # As mmdet.datasets.CocoDataset.parse_data_info does.
         if min(w, h) < 1 or item['area'] <= 0 or min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-            left_out['with boxes outside of their image or narrower than a pixel'].append(item['id'])
+            left_out[NO_AREA].append(item['id'])
         elif with_mask and not _check_mask(item.get('segmentation'), width, height, f'{name} (image {file_name})', split):
-            left_out['whose masks have no polygon of three points'].append(item['id'])
+            left_out[NO_POLYGON].append(item['id'])
         else:
             whole.append(item)
+    if split != 'train' and (flat := left_out[NO_POLYGON]):
+        print_log(f'{len(flat)} of {len(annotations)} masks in {path} begin with a polygon of two points, which the evaluation '
+                  f'takes for a box: {_some(flat)}', level=logging.WARNING)
     for reason, ids in left_out.items():
         if ids and split == 'train':
             print_log(f'{len(ids)} of {len(annotations)} annotations in {path} are left out, {reason}: {_some(ids)}',
@@ -259,10 +267,10 @@ def _check_mask(mask: object, width: int, height: int, name: str, split: str) ->
     if not (isinstance(mask, list) and all(_is_numbers(polygon) for polygon in mask)):
         raise DataError(f'the mask of {name} must be polygons, lists of finite numbers x1, y1, x2, y2 ..., or a run-length '
                         f'encoding with size and counts, got {str(mask)[:100]}')
-    if split != 'train' and len(mask[0]) <= 4:
-        raise DataError(f'the mask of {name} begins with a polygon of {len(mask[0]) // 2} points, which the evaluation would '
-                        'take for a box; take it out')
-    return any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)
+    if split != 'train' and len(mask[0]) < 4:
+        raise DataError(f'the mask of {name} begins with a polygon of {len(mask[0])} numbers, at which the evaluation would '
+                        'fail; take it out')
+    return (split == 'train' or len(mask[0]) > 4) and any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)
 
 
 def _is_numbers(values: object) -> bool:

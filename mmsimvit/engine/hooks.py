@@ -127,8 +127,8 @@ class NonFiniteLossHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Another process's loss, or gradients that overflow under a finite loss, spoil weights without a word here."""
-        spoilt = [name for name, value in checkpoint['state_dict'].items() if value.is_floating_point()
-                  and not value.isfinite().all()]
+        spoilt = [name for name, value in checkpoint['state_dict'].items()
+                   if torch.is_tensor(value) and not value.isfinite().all()]
         if spoilt:
             raise NonFiniteLossError(
                 f'training stopped: {len(spoilt)} of {len(checkpoint["state_dict"])} weights '

@@ -112,6 +112,7 @@ REFUSED = {
     'two images of one id': (duplicate_image, r'images 000000.png and 000001.png of .* have the same id'),
     'image of no width': (first('images', width=None), r'000000.png of .* has the width None and height 64; they must be'),
     'annotation without area': (without('area'), r"annotation 1 of .* has no 'area'; add it"),
+    'area of no number': (first(area=None), r'annotation 1 of .* has the area None; it must be a finite number'),
     'two annotations of one id': (lambda root: edit(root, lambda coco: coco['annotations'][1].update(id=1)),
                                   r'two annotations of .* have the id 1'),
     'image without size': (lambda root: edit(root, lambda coco: coco['images'][0].pop('width')),
@@ -154,9 +155,12 @@ def test_refused_with_file_and_reason(case, own, tmp_path):
     assert '\n' not in str(error.value)
 
 
-def test_an_evaluation_would_take_two_points_for_a_box(own, tmp_path):
+def test_an_evaluation_takes_two_points_for_a_box(own, tmp_path, capsys):
     edit(own, lambda coco: coco['annotations'][0].update(segmentation=[[1, 1, 9, 9]]), 'val')
-    with pytest.raises(DataError, match=r'mask of annotation 1 of .*instances_val.json .* begins with a polygon of 2 points'):
+    assert len(load(user_config(tmp_path), 'val')) == 3
+    assert re.search(r'1 of \d+ masks in .*instances_val.json begin with a polygon of two points', capsys.readouterr().out)
+    edit(own, lambda coco: coco['annotations'][0].update(segmentation=[[1, 1]]), 'val')
+    with pytest.raises(DataError, match=r'mask of annotation 1 of .*instances_val.json .* begins with a polygon of 2 numbers'):
         load(user_config(tmp_path), 'val')
 
 
