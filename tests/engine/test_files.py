@@ -32,8 +32,8 @@ def test_a_file_in_the_way(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(WriteError, match=r'file/.trial cannot be written: (File exists|Not a directory); remove the file'):
         check_work_dir(tmp_path / 'file')
-    with pytest.raises(WriteError, match=r'file/work/.trial cannot be written: Not a directory'):
-        check_work_dir(tmp_path / 'file/work')
+    with pytest.raises(WriteError, match=r'file/sub/.trial cannot be written: Not a directory'):
+        check_work_dir(tmp_path / 'file/sub')
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
