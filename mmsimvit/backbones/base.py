@@ -1,17 +1,15 @@
 """The contract that every backbone keeps."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice
 from numbers import Integral, Real
 from operator import mul
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, trunc_normal_init
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints import check_pretrained
+from ..layers import Block, RelativePositionBias
 
 NUM_STAGES = 4
 
@@ -34,9 +32,9 @@ def is_sequence(value: object) -> bool:
 class PyramidBackbone(BaseModule):
     """Four stages of falling resolution; the maps named by ``out_indices`` are returned.
 
-    A subclass sets ``arch_zoo``, ``block_type`` (the class of the blocks that its stages repeat) and, in its ``__init__``,
-    ``self.stages``: one module for each of the first ``self.num_built`` stages, which has a ``patch_embed`` and turns the
-    previous stage's ``(B, C, H, W)`` into its own. It ends its ``__init__`` with ``self.freeze()``.
+    A subclass sets ``arch_zoo``; in ``arch_rules`` what its keys take that are not one positive whole number for each stage;
+    ``block_type``, if its stages repeat another class than :class:`Block`; and, in its ``__init__``, ``self.stages``: a
+    :class:`Stage` for each of the first ``self.num_built`` stages. It ends its ``__init__`` with ``self.freeze()``.
 
     Args:
         arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.
@@ -58,7 +56,9 @@ class PyramidBackbone(BaseModule):
     """
 
     arch_zoo: dict[str, dict] = {}
-    block_type: type[nn.Module]
+    arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
+    block_type: type[nn.Module] = Block
+    adds_norms = True  # to the returned maps, which classifiers lack, so that they may be missing in a checkpoint
 
     def __init__(self, arch: str | Mapping, patch_sizes: Sequence[int], in_channels: int, out_indices: Sequence[int],
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):
@@ -97,7 +97,11 @@ class PyramidBackbone(BaseModule):
             found = sorted(map(str, arch)) if isinstance(arch, Mapping) else repr(arch)
             raise ValueError(f'the arch dict of {name} must have exactly the keys {sorted(keys)}, got {found}')
         for key, values in arch.items():
-            if not is_sequence(values) or len(values) != NUM_STAGES or not all(is_positive(value) for value in values):
+            if key in self.arch_rules:
+                description, holds = self.arch_rules[key]
+                if not holds(values):
+                    raise ValueError(f'arch[{key!r}] of {name} must be {description}, got {values!r}')
+            elif not is_sequence(values) or len(values) != NUM_STAGES or not all(is_positive(value) for value in values):
                 raise ValueError(f'arch[{key!r}] of {name} must be {NUM_STAGES} positive whole numbers, one for each '
                                  f'stage, got {values}')
         for dims, heads in zip(arch['embed_dims'], arch.get('num_heads', (1, ) * NUM_STAGES)):
@@ -115,7 +119,7 @@ class PyramidBackbone(BaseModule):
         for index, stage in enumerate(self.stages):
             x = stage(x)
             if index in self.out_indices:
-                outs.append(x.contiguous())
+                outs.append(stage.get_map(x).contiguous())
         return tuple(outs)
 
     def freeze(self) -> None:
@@ -155,14 +159,23 @@ class PyramidBackbone(BaseModule):
                 cfg['prefix'] = check_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
 
     def init_random_weights(self) -> None:
-        """Draw the published random initialisation of every parameter."""
-        raise NotImplementedError
+        """Draw the published random initialisation of every parameter.
+
+        Here it is Swin's, which most of the papers took over: linear layers from a normal distribution with a deviation of
+        0.02, cut at 2, and biases of zero; all else as torch and the layers themselves have it.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_init(module, std=0.02)
+            elif hasattr(module, 'reset_parameters'):
+                module.reset_parameters()
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning rate decay, and the number of depths.
 
-        The first patch embedding has depth 0, the blocks count from 1 through all stages, a later patch embedding and a
-        stage's norm count with the block before them, and what does not begin with ``prefix`` (heads) comes last.
+        The first patch embedding has depth 0, the blocks count from 1 through all stages, what a later stage has before its
+        blocks and its norm after them count with the block before, and what does not begin with ``prefix`` (heads) comes
+        last.
         """
         num_layers = sum(self.depths) + 2
         if not param_name.startswith(f'{prefix}stages.'):
@@ -171,26 +184,11 @@ class PyramidBackbone(BaseModule):
         before = sum(self.depths[:int(stage)])
         if part == 'blocks':
             return before + int(block) + 1, num_layers
-        return before if part == 'patch_embed' else before + self.depths[int(stage)], num_layers
+        return before + self.depths[int(stage)] if part == 'norm' else before, num_layers
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that the published recipe trains without weight decay."""
-        return set()
-
-
-def pad_for_patches(x: Tensor, size: int) -> Tensor:
-    """``(B, C, H, W)`` with so many zeros at the bottom and right that non-overlapping patches of ``size`` miss no pixel.
-
-    Patches that would lie in the padding alone do not fit, so that a convolution gives ``ceil(H / size)`` rows.
-    """
-    # A traced graph must hold for sizes on both sides of this branch; eager is spared the copy where it can be.
-    if torch.compiler.is_compiling() or x.shape[-2] % size or x.shape[-1] % size:
-        return F.pad(x, (0, size - 1, 0, size - 1))
-    return x
-
-
-def run_block(block: nn.Module, x: Tensor, with_cp: bool) -> Tensor:
-    """``block(x)``, recomputed in the backward pass if ``with_cp``."""
-    if with_cp and torch.is_grad_enabled():
-        return checkpoint(block, x, use_reentrant=False)
-    return block(x)
+        """Names of the parameters of norms and of relative position biases, which the published dense-prediction recipes
+        train without weight decay."""
+        return {f'{prefix}.{name}' for prefix, module in self.named_modules()
+                if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, RelativePositionBias))
+                for name, _ in module.named_parameters(recurse=False)}

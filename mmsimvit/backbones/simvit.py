@@ -10,28 +10,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import DropPath
+from .. import layers
+from ..layers import Block, PatchEmbed, multi_head_attention
 from ..ops import central_attention, conv_ffn_in_chunks
 from ..ops.ffn import suits_chunks
-from .base import PyramidBackbone, is_positive, is_rate, pad_for_patches, run_block
+from .base import PyramidBackbone, is_positive, is_rate
 
 PATCH_SIZES = (4, 2, 2, 2)
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)  # of blocks and outputs; patch embeddings have 1e-5
-
-
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches, projected and normalised."""
-
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
-        self.norm = nn.LayerNorm(embed_dims, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, ceil(H / patch_size), ceil(W / patch_size), C)``."""
-        x = self.proj(pad_for_patches(x, self.patch_size))
-        return self.norm(x.permute(0, 2, 3, 1))
+EPS = 1e-6  # of the norms of blocks and outputs; those of patch embeddings have 1e-5
 
 
 class CentralAttention(nn.Module):
@@ -66,11 +52,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        query, key, value = (y.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-                             for y in (self.q(x), *self.kv(x).chunk(2, -1)))  # (B, heads, H * W, C / heads)
+        query, key, value = (y.flatten(1, 2) for y in (self.q(x), *self.kv(x).chunk(2, -1)))
         dropout_p = self.attn_drop_rate if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
-        return self.proj(y.transpose(1, 2).reshape(x.shape))
+        return self.proj(multi_head_attention(query, key, value, self.num_heads, dropout_p=dropout_p).view_as(x))
 
 
 class FFN(nn.Module):
@@ -107,39 +91,16 @@ class FFN(nn.Module):
                    for layer in (self.fc1, self.dwconv, self.fc2))
 
 
-class Block(nn.Module):
-    """Attention and FFN, each normalised before and added to its input."""
-
-    def __init__(self, attn: nn.Module, ffn: FFN, dims: int, drop_path: float):
-        super().__init__()
-        self.norm1 = LayerNorm(dims)
-        self.attn = attn
-        self.norm2 = LayerNorm(dims)
-        self.ffn = ffn
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
-
-
-class Stage(nn.Module):
-    """Patch embedding, blocks, and the norm whose output is both the stage's map and the next stage's input."""
-
-    def __init__(self, patch_embed: PatchEmbed, blocks: list[Block], dims: int, with_cp: bool):
-        super().__init__()
-        self.patch_embed = patch_embed
-        self.blocks = nn.ModuleList(blocks)
-        self.norm = LayerNorm(dims)
-        self.with_cp = with_cp
+class Stage(layers.Stage):
+    """A stage whose map is also what the next stage takes."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C, ceil(H / patch_size), ceil(W / patch_size))``, channels last in memory."""
-        x = self.patch_embed(x)
-        for block in self.blocks:
-            x = run_block(block, x, self.with_cp)
-        return self.norm(x).permute(0, 3, 1, 2)
+        return super().get_map(super().forward(x))
+
+    def get_map(self, x: Tensor) -> Tensor:
+        """``x``, which has gone through the norm."""
+        return x
 
 
 @MODELS.register_module()
@@ -163,7 +124,7 @@ class SimViT(PyramidBackbone):
     :class:`PyramidBackbone`, as are the outputs and the errors.
     """
 
-    block_type = Block
+    adds_norms = False
     arch_zoo = {
         'micro': dict(embed_dims=(32, 64, 160, 256), depths=(2, 3, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
         'tiny': dict(embed_dims=(64, 128, 320, 512), depths=(2, 4, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
@@ -190,8 +151,9 @@ class SimViT(PyramidBackbone):
             else:
                 attention = partial(Attention, dims, num_heads, attn_drop_rate)
             ffn = partial(FFN, dims, dims * mlp_ratio, recompute_ffn)
-            blocks = [Block(attention(), ffn(), dims, rate) for rate in self.drop_path_rates[index]]
-            self.stages.append(Stage(PatchEmbed(in_channels, dims, PATCH_SIZES[index]), blocks, dims, with_cp))
+            blocks = [Block(attention(), ffn(), dims, rate, EPS) for rate in self.drop_path_rates[index]]
+            self.stages.append(Stage(PatchEmbed(in_channels, dims, PATCH_SIZES[index]), blocks,
+                                     nn.LayerNorm(dims, eps=EPS), with_cp))
             in_channels = dims
         self.freeze()
 
@@ -214,7 +176,3 @@ class SimViT(PyramidBackbone):
         first = self.stages[0].patch_embed.proj
         bound = 1 / sqrt(first.weight[0].numel())
         nn.init.uniform_(first.bias, -bound, bound)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the norms' parameters (published COCO 3x configurations: no decay for names with ``norm``)."""
-        return {name for name, _ in self.named_parameters() if 'norm' in name}

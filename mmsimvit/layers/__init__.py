@@ -1,4 +1,11 @@
 """Modules that several backbones share."""
+from .attention import multi_head_attention
 from .drop_path import DropPath
+from .ffn import FFN
+from .padding import crop, pad_for_patches, pad_to_multiple, split_into_patches
+from .patch_embed import PatchEmbed
+from .position_bias import RelativePositionBias
+from .stage import Block, Stage
 
-__all__ = ['DropPath']
+__all__ = ['Block', 'DropPath', 'FFN', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop', 'multi_head_attention',
+           'pad_for_patches', 'pad_to_multiple', 'split_into_patches']

@@ -1,0 +1,23 @@
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Tensor | None = None,
+                         dropout_p: float = 0.0) -> Tensor:
+    """Scaled dot-product attention (Attention Is All You Need, 1706.03762, section 3.2) in heads.
+
+    Args:
+        query: ``(B, N, C)``; head ``h`` has the channels from ``h * C / num_heads`` on.
+        key, value: ``(B, M, C)``.
+        num_heads: how many heads share the channels.
+        bias: added to the logits, ``(num_heads, N, M)``.
+        dropout_p: dropout on the attention weights.
+
+    Returns:
+        ``(B, N, C)``.
+    """
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    if bias is not None:
+        bias = bias.to(query.dtype)  # autocast leaves that of parameters as it is
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_p)
+    return out.transpose(1, 2).flatten(2)

@@ -1,0 +1,55 @@
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias of attention for each head and each displacement between two positions of a grid (Swin, 2103.14030,
+    section 3.2).
+
+    The table's rows are the displacements, row-major, from ``-(n - 1)`` to ``n - 1`` in both directions. It serves grids of
+    other sizes, and checkpoints whose table has another size are loaded, after bicubic resampling.
+
+    Args:
+        grid: ``n``, height and width of the grid that the table is for.
+        num_heads: attention heads.
+    """
+
+    def __init__(self, grid: int, num_heads: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty((2 * grid - 1)**2, num_heads))
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(self._resample_loaded)
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """The bias ``(num_heads, height * width, height * width)`` of queries (second) and keys (third dimension)."""
+        table = resample_table(self.table, 2 * height - 1, 2 * width - 1)
+        # Columns first, so that what the larger selection copies are whole planes of width * width numbers.
+        for dim, size in ((2, width), (1, height)):
+            position = torch.arange(size, device=table.device)
+            displacement = position[:, None] - position + (size - 1)
+            table = table.index_select(dim, displacement.flatten())
+        table = table.unflatten(1, (height, height)).unflatten(3, (width, width)).transpose(2, 3)
+        return table.reshape(-1, height * width, height * width)
+
+    def fit_state_dict(self, state_dict: dict, prefix: str) -> None:
+        """Resample, in place of the entry, a table that was learned for another grid."""
+        table = state_dict.get(f'{prefix}table')
+        size = isqrt(len(self.table))
+        if table is not None and table.dim() == 2 and len(table) != len(self.table) and isqrt(len(table))**2 == len(table):
+            state_dict[f'{prefix}table'] = resample_table(table, size, size).flatten(1).t().contiguous()
+
+    @staticmethod
+    def _resample_loaded(module: 'RelativePositionBias', state_dict: dict, prefix: str, *_) -> None:
+        module.fit_state_dict(state_dict, prefix)
+
+
+def resample_table(table: Tensor, height: int, width: int) -> Tensor:
+    """``(n * n, heads)`` -> ``(heads, height, width)``, bicubic (a = -0.75, without antialiasing)."""
+    table = table.t().unflatten(1, (isqrt(len(table)), -1))
+    return F.interpolate(table[None], size=(height, width), mode='bicubic', align_corners=False)[0]

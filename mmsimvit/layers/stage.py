@@ -1,0 +1,113 @@
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .drop_path import DropPath
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (Going Deeper with Image Transformers, 2103.17239).
+
+    Args:
+        dims: channels.
+        init_value: of all factors.
+    """
+
+    def __init__(self, dims: int, init_value: float):
+        super().__init__()
+        self.init_value = init_value
+        self.gamma = nn.Parameter(torch.empty(dims))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gamma, self.init_value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C)`` -> ``(..., C)``."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention, if there is any, and FFN, each normalised before and added to its input.
+
+    Args:
+        attn: takes ``(B, H, W, C)`` and what else the block is called with; None for a block without attention.
+        ffn: takes ``(B, H, W, C)``.
+        dims: channels.
+        drop_path: rate of both branches.
+        eps: of the norms.
+        layer_scale: initial value of the factors on both branches, None for no factors.
+    """
+
+    def __init__(self, attn: nn.Module | None, ffn: nn.Module, dims: int, drop_path: float, eps: float,
+                 layer_scale: float | None = None):
+        super().__init__()
+        if attn is not None:
+            self.norm1 = nn.LayerNorm(dims, eps=eps)
+            self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dims, layer_scale)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dims, eps=eps)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dims, layer_scale)
+        self.ffn = ffn
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        if self.attn is not None:
+            x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), *context)))
+        return x + self.drop_path(self.scale2(self.ffn(self.norm2(x))))
+
+
+class Stage(nn.Module):
+    """Patch embedding and blocks; the next stage takes their output as it is, and its map is that through a norm.
+
+    Args:
+        patch_embed: takes the previous stage's ``(B, C_in, H, W)`` to ``(B, H', W', C)``.
+        blocks: take ``(B, H', W', C)`` to the same.
+        norm: of the returned map, over the last dimension; None if the map is returned as it is.
+        with_cp: recompute each block in the backward pass.
+    """
+
+    def __init__(self, patch_embed: nn.Module, blocks: list[nn.Module], norm: nn.Module | None, with_cp: bool):
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory: what the next stage takes."""
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            x = self.run_block(block, x)
+        return x.permute(0, 3, 1, 2)
+
+    def run_block(self, block: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
+        """``block(x, *context)``, recomputed in the backward pass if the stage is to."""
+        if not self.with_cp or not torch.is_grad_enabled():
+            return block(x, *context)
+        norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        if not norms or torch.compiler.is_compiling():  # whose checkpoints take no such contexts
+            return checkpoint(block, x, *context, use_reentrant=False)
+        return checkpoint(block, x, *context, use_reentrant=False,
+                          context_fn=lambda: (nullcontext(), without_statistics(norms)))
+
+    def get_map(self, x: Tensor) -> Tensor:
+        """The returned map of what :meth:`forward` gives, ``(B, C, H', W')`` both."""
+        return x if self.norm is None else self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def without_statistics(norms: list[nn.Module]) -> Iterator[None]:
+    """Let batch norms write their running statistics on copies: they have seen what is computed again."""
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept):
+            norm._buffers.update(buffers)
