@@ -12,7 +12,7 @@ if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word
     if digit_version(torch.__version__) < digit_version('2.6'):
         raise ImportError(f'mmsimvit needs torch 2.6 or later, for safe loading of checkpoints; this is {torch.__version__}')
 
-    from .backbones import PyramidBackbone, SimViT
+    from .backbones import LIT, DWNet, GCViT, PyramidBackbone, SimViT
     from .checkpoints import CheckpointError, convert_state_dict
     from .datasets import DataError, generate_shapes
     from .engine import allow_training_checkpoints
@@ -20,4 +20,4 @@ if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word
     allow_training_checkpoints()
 
 __version__ = '0.1.0'
-__all__ = ['CheckpointError', 'DataError', 'PyramidBackbone', 'SimViT', 'convert_state_dict', 'generate_shapes']
+__all__ = ['CheckpointError', 'DWNet', 'DataError', 'GCViT', 'LIT', 'PyramidBackbone', 'SimViT', 'convert_state_dict', 'generate_shapes']

@@ -4,6 +4,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isqrt
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,24 @@ class System(NamedTuple):
     released: tuple[str, ...]  # the variants that have published weights
     rules: tuple[tuple[str, str | Callable], ...]  # (pattern, replacement) of re.sub, applied in order
     dropped: str  # pattern of names that belong to no backbone
+    finish: Callable[[dict], None] = lambda converted: None  # changes, in place, what is more than names
+
+
+def stage_before(match: re.Match) -> str:
+    """Published stages that count from 1."""
+    return f'stages.{int(match[2]) - 1}.{match[1]}.'
+
+
+def shape_lit_positions(converted: dict[str, Tensor]) -> None:
+    """LIT-Ti: embeddings as maps, without that of the class token; its maps have no norms, the classifier's is not theirs."""
+    embeddings = [name for name in converted if name.endswith('.embedding')]
+    for name in embeddings:
+        rows = converted[name][0]
+        size = isqrt(len(rows))
+        converted[name] = rows[len(rows) - size**2:].t().unflatten(1, (size, size))[None].contiguous()
+    if embeddings:
+        for name in ('stages.3.norm.weight', 'stages.3.norm.bias'):
+            converted.pop(name, None)
 
 
 SYSTEMS = {
@@ -35,13 +54,89 @@ SYSTEMS = {
         source='https://github.com/ucasligang/SimViT',
         released=('micro', 'tiny', 'small'),
         rules=(
-            (r'^(patch_embed|block|norm)([1-4])\.', lambda m: f'stages.{int(m[2]) - 1}.{m[1]}.'),
+            (r'^(patch_embed|block|norm)([1-4])\.', stage_before),
             (r'^(stages\.\d)\.block\.', r'\1.blocks.'),
             (r'\.attn\.(q|kv)_proj\.', r'.attn.\1.'),
             (r'\.mlp\.', '.ffn.'),
             (r'\.dwconv\.dwconv\.', '.dwconv.'),
         ),
         dropped=r'^head\.',
+    ),
+    'lit':
+    System(
+        backbone='LIT',
+        source='https://github.com/zhuang-group/LIT',
+        released=('ti', 's', 'm', 'b'),
+        rules=(
+            # ti
+            (r'^(patch_embed|block|pos_embed)([1-4])(?:\.|$)', stage_before),
+            (r'^(stages\.\d)\.block\.', r'\1.blocks.'),
+            (r'^(stages\.\d)\.patch_embed\.', r'\1.patch_embed.0.'),
+            (r'^(stages\.\d)\.pos_embed\.', r'\1.patch_embed.1.embedding'),
+            # s, m, b
+            (r'^patch_embed\.', 'stages.0.patch_embed.'),
+            (r'^layers\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
+            (r'^layers\.', 'stages.'),
+            (r'^norm([1-3])\.', r'stages.\1.norm.'),
+            (r'^norm\.', 'stages.3.norm.'),  # of classifiers, which detectors do not take over
+            (r'\.relative_position_bias_table$', '.position_bias.table'),
+            # both
+            (r'\.dconv\.conv_offset\.', '.offset.'),
+            (r'\.dconv\.', '.conv.'),
+            (r'\.norm_layer\.', '.norm.'),
+            (r'\.mlp\.', '.ffn.'),
+        ),
+        dropped=r'^head\.|^cls_token$|\.relative_position_index$',
+        finish=shape_lit_positions,
+    ),
+    'gcvit':
+    System(
+        backbone='GCViT',
+        source='https://github.com/NVlabs/GCVit',
+        released=('xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large'),
+        rules=(
+            (r'^patch_embed\.conv_down\.', 'stages.0.patch_embed.downsample.'),
+            (r'^patch_embed\.', 'stages.0.patch_embed.'),
+            (r'^levels\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
+            (r'^levels\.', 'stages.'),
+            (r'^norm([0-3])\.', r'stages.\1.norm.'),
+            (r'^norm\.', 'stages.3.norm.'),  # of classifiers, which detectors do not take over
+            (r'\.q_global_gen\.to_q_global\.(\d)\.conv\.', r'.global_query.mbconvs.\1.'),
+            (r'(\.patch_embed(?:\.downsample)?)\.conv\.', r'\1.mbconv.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.0\.', r'\1.dwconv.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.2\.fc\.0\.', r'\1.se.fc1.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.2\.fc\.2\.', r'\1.se.fc2.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.3\.', r'\1.proj.'),
+            (r'(\.blocks\.\d*[13579]\.attn)\.qkv\.', r'\1.kv.'),  # every second block has no queries of its own
+            (r'\.relative_position_bias_table$', '.position_bias.table'),
+            (r'\.gamma([12])$', r'.scale\1.gamma'),
+            (r'\.mlp\.', '.ffn.'),
+        ),
+        dropped=r'^head\.|\.relative_position_index$',
+    ),
+    'dwnet':
+    System(
+        backbone='DWNet',
+        source='https://github.com/Atten4Vis/DemystifyLocalViT',
+        released=('t', 'b', 'dynamic_t', 'dynamic_b'),
+        rules=(
+            (r'^patch_embed\.', 'stages.0.patch_embed.'),
+            (r'^layers\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
+            (r'^layers\.', 'stages.'),
+            (r'^norm([0-3])\.', r'stages.\1.norm.'),
+            # Published numbers are from 0; the depth-wise convolution in the middle has none.
+            (r'\.attn2conv\.conv2\.', '.conv.conv2.'),
+            (r'\.attn2conv\.bn2\.', '.conv.bn3.'),
+            (r'\.attn2conv\.bn\.', '.conv.bn2.'),
+            (r'\.attn2conv\.bn0\.', '.conv.bn1.'),
+            (r'\.attn2conv\.conv0\.', '.conv.conv1.'),
+            (r'\.attn2conv\.conv\.', '.conv.dwconv.'),
+            (r'\.dwconv\.conv1\.0\.', '.dwconv.conv1.'),  # inhomogeneous
+            (r'\.dwconv\.conv1\.1\.', '.dwconv.bn.'),
+            (r'\.dwconv\.conv2\.0\.', '.dwconv.conv2.'),
+            (r'\.mlp\.', '.ffn.'),
+        ),
+        dropped=r'^head\.|^norm\.',  # the classifier's layer norm, where detectors have batch norms
     ),
 }
 
@@ -71,6 +166,7 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
         for pattern, replacement in SYSTEMS[system].rules:
             name = re.sub(pattern, replacement, name)
         converted[name] = tensor
+    SYSTEMS[system].finish(converted)
     if not any(name.startswith('stages.') for name in converted):
         raise ValueError(f'no name among the {len(published)} in this state dict is one of the published {system}; '
                          f'it begins with {list(published)[:3]}')
@@ -144,16 +240,17 @@ def _only_weights() -> Iterator[None]:
 
 
 class Match(NamedTuple):
-    """How a state dict fits a module: numbers of parameters, and the names that do not fit."""
+    """How a state dict fits a backbone: numbers of parameters, and the names that do not fit."""
     total: int
     matched: int
     missing: list[str]
     reshaped: list[str]  # with both shapes
     unused: list[str]
+    added: list[str]  # missing too, and rightly: norms of the maps that classifiers lack
 
     @property
     def complete(self) -> bool:
-        return self.matched == self.total and not self.unused
+        return not (self.missing or self.reshaped or self.unused)
 
     def problems(self) -> str:
         """One line that names at most three of each kind."""
@@ -162,14 +259,19 @@ class Match(NamedTuple):
                          for kind, names in kinds if names)
 
 
-def match(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
-    """Compare the names and shapes of a module with those of a state dict."""
-    ours = module.state_dict()
+def match(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
+    """Compare the names and shapes of a backbone with those of a state dict, after the resampling that loading does."""
+    ours, state_dict = backbone.state_dict(), dict(state_dict)
+    for prefix, module in backbone.named_modules():
+        if hasattr(module, 'fit_state_dict'):
+            module.fit_state_dict(state_dict, f'{prefix}.')
     missing = [name for name in ours if name not in state_dict]
+    added = [name for name in missing if getattr(backbone, 'adds_norms', False) and re.match(r'stages\.\d\.norm\.', name)]
     reshaped = [f'{name}: {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in ours.items()
                 if name in state_dict and state_dict[name].shape != tensor.shape]
     unused = [name for name in state_dict if name not in ours]
-    return Match(len(ours), len(ours) - len(missing) - len(reshaped), missing, reshaped, unused)
+    return Match(len(ours), len(ours) - len(missing) - len(reshaped), [name for name in missing if name not in added],
+                 reshaped, unused, added)
 
 
 def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match]:
@@ -192,9 +294,9 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
     backbone_name = type(backbone).__name__
     advice = ('a checkpoint of an ImageNet config will do as well; to start from random weights instead: '
               '--cfg-options model.backbone.init_cfg=None')
-    arch = next((name for name, values in backbone.arch_zoo.items() if values == backbone.arch), 'this arch')
+    arch = next((name for name, values in backbone.arch_zoo.items() if values == backbone.arch), None)
     for system, known in SYSTEMS.items():
-        if known.backbone == backbone_name and arch not in known.released:
+        if known.backbone == backbone_name and arch and arch not in known.released:
             advice = f'no weights of {arch} were published ({known.source} has {", ".join(known.released)}); {advice}'
         elif known.backbone == backbone_name:
             advice = (f'published weights: {known.source}, converted with python '

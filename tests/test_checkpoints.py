@@ -1,13 +1,15 @@
 import os
 import pickle
+import re
 import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit import CheckpointError, SimViT, convert_state_dict
-from mmsimvit.checkpoints import find_arch, load_file
+from mmsimvit.checkpoints import SYSTEMS, find_arch, load_file
 from tests import golden
 
 
@@ -53,7 +55,7 @@ def test_every_layout_converts_alike(layout, published, converted):
 
 
 def test_refuses_what_is_not_of_the_system():
-    with pytest.raises(ValueError, match="no system is called 'resnet'; known: simvit"):
+    with pytest.raises(ValueError, match="no system is called 'resnet'; known: simvit, lit, gcvit, dwnet"):
         convert_state_dict('resnet', {})
     with pytest.raises(ValueError, match=r"no name among the 1 in this state dict.*\['layer1.weight'\]"):
         convert_state_dict('simvit', {'layer1.weight': torch.zeros(1)})
@@ -61,13 +63,50 @@ def test_refuses_what_is_not_of_the_system():
         convert_state_dict('simvit', [torch.zeros(1)])
 
 
-@pytest.mark.parametrize('arch', SimViT.arch_zoo)
-def test_finds_the_variant(arch):
-    with torch.device('meta'):
-        state_dict = {name: torch.empty(shape) for name, shape in golden.load('simvit')['variants'][arch]['state'].items()}
-    found, fit = find_arch('simvit', convert_state_dict('simvit', state_dict))
-    assert found == arch
-    assert fit.complete
+def as_classifier(system, arch):
+    """A checkpoint as the system publishes it for ImageNet: a head, tables for 224 x 224 pixels, no norms of maps."""
+    state_dict = {name: tensor.float() for name, tensor in golden.state_dict(golden.load(system)['variants'][arch]).items()
+                  if not re.match(r'norm\d?\.', name)}
+    for name, tensor in state_dict.items():
+        if name.endswith('relative_position_bias_table'):
+            grid = 14 if name.startswith(('levels.2', 'layers.2')) else 7
+            state_dict[name] = golden.parameter(name, [(2 * grid - 1)**2, tensor.shape[1]]).float()
+    dims = 8 * len(state_dict['patch_embed.proj.weight'])
+    return {**state_dict, 'norm.weight': torch.full((dims, ), 0.5), 'norm.bias': torch.zeros(dims),
+            'head.weight': torch.zeros(1000, dims), 'head.bias': torch.zeros(1000)}
+
+
+@pytest.mark.parametrize(('system', 'arch', 'added'), [
+    ('lit', 's', {1, 2}), ('gcvit', 'xxtiny', {0, 1, 2}), ('dwnet', 't', {0, 1, 2, 3})])
+def test_classifiers_start_dense_prediction(system, arch, added, tmp_path):
+    """Tables are resampled, and norms that a classifier has not begin as they are drawn."""
+    published = as_classifier(system, arch)
+    converted = convert_state_dict(system, published)
+    found, fit = find_arch(system, converted)
+    assert (found, fit.complete) == (arch, True)
+    assert {int(name.split('.')[1]) for name in fit.added} == added
+    torch.save(dict(state_dict=converted), tmp_path / 'weights.pth')
+    model = MODELS.build(dict(type=SYSTEMS[system].backbone, arch=arch, init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))))
+    model.init_weights()
+    for name, tensor in model.state_dict().items():
+        if name in fit.added:
+            assert (tensor == tensor.new_tensor('weight' in name or 'var' in name)).all(), name
+        elif name.endswith('table'):
+            rows, ours = (round(len(table)**0.5) for table in (converted[name], tensor))
+            image = converted[name].t().view(1, -1, rows, rows)
+            resized = F.interpolate(image, size=(ours, ours), mode='bicubic')[0].flatten(1).t()
+            torch.testing.assert_close(tensor, resized)
+        else:
+            assert torch.equal(tensor, converted[name]), name
+    assert rows < ours if system != 'dwnet' else not any('table' in name for name in converted)
+
+
+def test_a_missing_block_is_no_missing_norm(tmp_path):
+    converted = convert_state_dict('gcvit', as_classifier('gcvit', 'xxtiny'))
+    torch.save({name: tensor for name, tensor in converted.items() if 'stages.1.blocks.1.norm1' not in name}, tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match=r'2 missing \(stages.1.blocks.1.norm1.weight, stages.1.blocks.1.norm1.bias\)'):
+        MODELS.get('GCViT')('xxtiny', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))).init_weights()
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])

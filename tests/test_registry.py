@@ -1,27 +1,31 @@
-"""One class, found by both spellings from the three libraries, each in a fresh process as a user would have it."""
+"""One class for each backbone, found by both spellings from the three libraries, in fresh processes as a user would have it."""
 import subprocess
 import sys
 
 import pytest
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+BACKBONES = dict(SimViT='micro', LIT='ti', GCViT='xxtiny', DWNet='t')
 FIND = '''
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 Config.fromstring({config!r}, '.py')
 init_default_scope({scope!r})
-model = MODELS.build(dict(type={spelling!r}, arch='micro'))
-print(type(model).__module__, type(model).__name__)
+with torch.device('meta'):
+    for name, arch in {backbones}.items():
+        model = MODELS.build(dict(type={prefix!r} + name, arch=arch))
+        print(type(model).__module__, type(model).__name__)
 '''
 
 
 @pytest.mark.parametrize('scope', SCOPES)
-@pytest.mark.parametrize(('spelling', 'config'), [
-    ('SimViT', "custom_imports = dict(imports=['mmsimvit'])"), ('mmsimvit.SimViT', '')], ids=['custom_imports', 'dotted'])
-def test_is_found(scope, spelling, config):
-    code = FIND.format(scope=scope, spelling=spelling, config=config)
+@pytest.mark.parametrize(('prefix', 'config'), [
+    ('', "custom_imports = dict(imports=['mmsimvit'])"), ('mmsimvit.', '')], ids=['custom_imports', 'dotted'])
+def test_are_found(scope, prefix, config):
+    code = FIND.format(scope=scope, prefix=prefix, config=config, backbones=BACKBONES)
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.stdout.split() == ['mmsimvit.backbones.simvit', 'SimViT'], result.stderr
+    assert result.stdout.splitlines() == [f'mmsimvit.backbones.{name.lower()} {name}' for name in BACKBONES], result.stderr
 
 
 def test_import_brings_none_of_the_libraries():

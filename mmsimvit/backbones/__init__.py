@@ -1,5 +1,8 @@
 """One paper, one file; ``base`` holds the contract that all of them keep."""
 from .base import PyramidBackbone
+from .dwnet import DWNet
+from .gcvit import GCViT
+from .lit import LIT
 from .simvit import SimViT
 
-__all__ = ['PyramidBackbone', 'SimViT']
+__all__ = ['DWNet', 'GCViT', 'LIT', 'PyramidBackbone', 'SimViT']

@@ -17,8 +17,9 @@ from ..ops.backends import preferring
 from .models import ModelError, image_channels, is_a
 
 aten, central_attention = torch.ops.aten, torch.ops.mmsimvit.central_attention
+inhomogeneous_conv = torch.ops.mmsimvit.inhomogeneous_conv
 # Of two maps; all other operators that are counted apply weights.
-PRODUCTS = {aten.bmm, aten.baddbmm, central_attention}
+PRODUCTS = {aten.bmm, aten.baddbmm, central_attention, inhomogeneous_conv}
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 # What a module of a backbone belongs to, by its own name and class or those of the nearest module around it.
 KINDS = {'patch embedding': 'patch', 'attention': 'attn|attention|msa', 'FFN': 'ffn|mlp'}
@@ -103,7 +104,10 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.formulas = {**flop_registry, central_attention: _central_attention_flops}
+        self.formulas = {**flop_registry, central_attention: _central_attention_flops,
+                         inhomogeneous_conv: _inhomogeneous_conv_flops}
+        if hasattr(torch.ops.torchvision, 'deform_conv2d'):  # of LIT; its bilinear sampling is not counted
+            self.formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
         self.tracker = ModuleTracker()
         self.macs, self.activations = Counter(), Counter()  # keys: name of the module, whether it is a product of two maps
 
@@ -132,6 +136,14 @@ class _Counter(TorchDispatchMode):
 def _central_attention_flops(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, *_,
                              out_val: Tensor) -> int:
     return 2 * 2 * query.numel() * kernel_size**2
+
+
+def _inhomogeneous_conv_flops(x: Tensor, kernels: Tensor, groups: int, *, out_val: Tensor) -> int:
+    return 2 * x.numel() * kernels.shape[1] // groups
+
+
+def _deform_conv_flops(x: Tensor, weight: Tensor, *_, out_val: Tensor) -> int:
+    return 2 * out_val.numel() * weight[0].numel()
 
 
 def _run(model: nn.Module, shape: tuple[int, int], num_proposals: int | None,

@@ -28,10 +28,13 @@ def noise(name: str, count: int) -> np.ndarray:
 
 
 def parameter(name: str, shape: list[int]) -> torch.Tensor:
-    """Norm weights around 1, biases within 0.2, other weights uniform with variance 1 / fan-in; float64."""
+    """Norm weights and variances around 1, biases and means within 0.2, other weights uniform with variance 1 / fan-in; float64.
+    """
+    if name.endswith('num_batches_tracked'):
+        return torch.tensor(0)
     values = noise(name, int(np.prod(shape))).reshape(shape)
     if len(shape) == 1:
-        values = 1 + 0.2 * values if name.endswith('weight') else 0.2 * values
+        values = 1 + 0.2 * values if name.endswith(('weight', 'running_var')) else 0.2 * values
     else:
         values = values * np.sqrt(3 / np.prod(shape[1:]))
     return torch.from_numpy(values)

@@ -1,0 +1,191 @@
+"""DWNet: On the Connection between Local Attention and Dynamic Depth-wise Convolution (Han et al., ICLR 2022,
+arXiv 2106.04263)."""
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .. import layers
+from ..layers import FFN, DropPath, PatchEmbed, crop, pad_to_multiple, split_into_patches
+from ..ops import inhomogeneous_conv
+from .base import PyramidBackbone
+
+PATCH_SIZES = (4, 2, 2, 2)
+KERNEL_SIZE = 7
+MAP_MULTIPLE = 7  # published detectors pad maps to multiples of it, a trace of the windows that the convolutions replace
+
+
+class PatchMerging(nn.Module):
+    """The four pixels of each 2 x 2 cell side by side, normalised and projected (Swin, 2103.14030, section 3.1)."""
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_channels, eps=1e-5)
+        self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
+        x = split_into_patches(x, 2).permute(0, 2, 3, 5, 4, 1).flatten(3)  # column by column, as published
+        return self.reduction(self.norm(x))
+
+
+class DynamicDepthwiseConv(nn.Module):
+    """Depth-wise convolution of each image with kernels predicted from its mean ("dynamic" in the paper).
+
+    Raises:
+        ValueError: for one image in training, whose batch norm would have one number for each channel.
+    """
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dims, dims // 4, 1, bias=False)
+        self.bn = nn.BatchNorm2d(dims // 4)
+        self.conv2 = nn.Conv2d(dims // 4, KERNEL_SIZE**2 * dims, 1)
+        self.bias = nn.Parameter(torch.empty(dims))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
+        if len(x) == 1 and self.bn.training and isinstance(self.bn, nn.BatchNorm2d):
+            raise ValueError("a dynamic DWNet's kernels go through a batch norm over the images, which needs two of them in each "
+                             "process; take a larger batch, sync_bn='torch' with several processes, or freeze the stages")
+        kernels = self.conv2(F.relu(self.bn(self.conv1(x.mean((2, 3), keepdim=True)))))
+        kernels = kernels.reshape(-1, 1, KERNEL_SIZE, KERNEL_SIZE)
+        batch, channels = x.shape[:2]
+        out = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, padding=KERNEL_SIZE // 2, groups=batch * channels)
+        return out.view_as(x) + self.bias[:, None, None]
+
+
+class InhomogeneousDepthwiseConv(nn.Module):
+    """Depth-wise convolution with kernels predicted at each pixel ("inhomogeneous dynamic" in the paper)."""
+
+    def __init__(self, dims: int, group_size: int):
+        super().__init__()
+        self.group_size = group_size
+        self.conv1 = nn.Conv2d(dims, dims // 4, 1)
+        self.bn = nn.BatchNorm2d(dims // 4)
+        self.conv2 = nn.Conv2d(dims // 4, dims // group_size * KERNEL_SIZE**2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
+        return inhomogeneous_conv(x, self.conv2(F.relu(self.bn(self.conv1(x)))), self.group_size)
+
+
+class ConvBranch(nn.Module):
+    """What stands in the place of attention: a depth-wise convolution between two point-wise ones, each with a batch norm."""
+
+    def __init__(self, dims: int, dwconv: nn.Module, pads: bool):
+        super().__init__()
+        self.pads = pads
+        self.conv1 = nn.Conv2d(dims, dims, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(dims)
+        self.dwconv = dwconv
+        self.bn2 = nn.BatchNorm2d(dims)
+        self.conv2 = nn.Conv2d(dims, dims, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
+        height, width = x.shape[2:]
+        if self.pads:
+            x = pad_to_multiple(x, MAP_MULTIPLE)  # no longer zero after the batch norm, so it is seen: part of the numbers
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.dwconv(x)))
+        return crop(self.bn3(self.conv2(x)), height, width)
+
+
+class Block(nn.Module):
+    """Convolutions and FFN, each added to its input; batch norms throughout."""
+
+    def __init__(self, conv: ConvBranch, ffn: FFN, dims: int, drop_path: float):
+        super().__init__()
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(dims)
+        self.ffn = ffn
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        x = x.permute(0, 3, 1, 2)
+        x = x + self.drop_path(self.conv(x))
+        return (x + self.drop_path(self.ffn(self.bn(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+
+
+class Stage(layers.Stage):
+    """A stage whose map goes through a batch norm."""
+
+    def get_map(self, x: Tensor) -> Tensor:
+        """The returned map of what :meth:`forward` gives, ``(B, C, H', W')`` both."""
+        return x if self.norm is None else self.norm(x)
+
+
+@MODELS.register_module()
+class DWNet(PyramidBackbone):
+    """DWNet: depth-wise 7 x 7 convolutions where Swin has window attention, with static kernels, with kernels predicted for
+    each image (D-DW), or with kernels predicted for each pixel (I-D-DW).
+
+    The outputs are the published detection code's on images of any size (for I-D-DW, of which there is none, the published
+    classification code's, whose maps have no norms; other sizes than multiples of 32 are padded with zeros at the bottom
+    and right). The batch norms are best synchronised over processes with few images each: ``sync_bn='torch'`` in a config.
+
+    Args:
+        arch: ``t`` or ``b`` (static), ``dynamic_t`` or ``dynamic_b`` (D-DW), ``idynamic_t`` or ``idynamic_b`` (I-D-DW), or a
+            dict of ``embed_dims``, ``depths`` and ``mlp_ratios``, each with one number for every stage; ``kernels``, which is
+            ``static``, ``dynamic`` or ``inhomogeneous``; ``channels_per_kernel``, one number for every stage, how many
+            consecutive channels share an inhomogeneous kernel (elsewhere none do); and ``dense``: whether, as in published
+            detectors and unlike in published classifiers, the returned maps have norms and are padded to multiples of 7
+            before the convolutions.
+        in_channels: channels of the input image.
+        drop_path_rate: as published 0.2 for the small variants, in segmentors 0.3; for the large ones 0.5 for ImageNet and
+            0.3 elsewhere.
+
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
+    outputs and the errors.
+    """
+
+    block_type = Block
+    arch_zoo = {
+        prefix + size: dict(embed_dims=(dims, 2 * dims, 4 * dims, 8 * dims), depths=depths, mlp_ratios=(4, 4, 4, 4),
+                            kernels=kernels, channels_per_kernel=channels, dense=kernels != 'inhomogeneous')
+        for prefix, kernels in (('', 'static'), ('dynamic_', 'dynamic'), ('idynamic_', 'inhomogeneous'))
+        for size, dims, depths, channels in (('t', 96, (2, 2, 6, 2), (3, 6, 12, 24)), ('b', 128, (2, 2, 18, 2), (4, 8, 16, 32)))
+    }
+    arch_rules = {
+        'kernels': ('static, dynamic or inhomogeneous', lambda value: value in ('static', 'dynamic', 'inhomogeneous')),
+        'dense': ('True or False', lambda value: isinstance(value, bool)),
+    }
+
+    def __init__(self,
+                 arch: str | Mapping = 't',
+                 in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 frozen_stages: int = -1,
+                 drop_path_rate: float = 0.2,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
+        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
+        dense = self.arch['dense']
+        self.stages = nn.ModuleList()
+        for index in range(self.num_built):
+            dims, mlp_ratio, group_size = (self.arch[key][index] for key in ('embed_dims', 'mlp_ratios', 'channels_per_kernel'))
+            patch_embed = PatchMerging(in_channels, dims) if index else PatchEmbed(in_channels, dims, PATCH_SIZES[0])
+            blocks = [Block(ConvBranch(dims, self._build_dwconv(dims, group_size), dense), FFN(dims, dims * mlp_ratio), dims,
+                            rate) for rate in self.drop_path_rates[index]]
+            norm = nn.BatchNorm2d(dims) if dense and index in self.out_indices else None
+            self.stages.append(Stage(patch_embed, blocks, norm, with_cp))
+            in_channels = dims
+        self.freeze()
+
+    def _build_dwconv(self, dims: int, group_size: int) -> nn.Module:
+        if self.arch['kernels'] == 'dynamic':
+            return DynamicDepthwiseConv(dims)
+        if self.arch['kernels'] == 'static':
+            return nn.Conv2d(dims, dims, KERNEL_SIZE, padding=KERNEL_SIZE // 2, groups=dims)
+        if dims % group_size:
+            raise ValueError(f'each of embed_dims must be a multiple of its channels_per_kernel, got {dims} and {group_size}')
+        return InhomogeneousDepthwiseConv(dims, group_size)

@@ -1,0 +1,244 @@
+"""GC ViT: Global Context Vision Transformers (Hatamizadeh et al., ICML 2023, arXiv 2206.09959)."""
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .. import layers
+from ..layers import FFN, Block, RelativePositionBias, multi_head_attention, split_into_patches
+from .base import PyramidBackbone
+
+PATCH_SIZES = (4, 2, 2, 2)
+# How often the generator of each stage halves its map, for images of the published 224 x 224 pixels. In stage 3 it does not
+# if the window is as large as the map: those of published classifiers are, those of published detectors are not.
+QUERY_POOLS = (3, 2, 1, 0)
+WINDOW_WITHOUT_POOL = 14
+
+
+class SqueezeExcite(nn.Module):
+    """Factors for the channels, from their means over all positions (Squeeze-and-Excitation Networks, 1709.01507)."""
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dims, dims // 4, bias=False)
+        self.fc2 = nn.Linear(dims // 4, dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
+        factors = self.fc2(F.gelu(self.fc1(x.mean((2, 3))))).sigmoid()
+        return x * factors[..., None, None]
+
+
+class FusedMBConv(nn.Module):
+    """The residual of depth-wise convolution, squeeze-and-excitation and projection, without norms."""
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.dwconv = nn.Conv2d(dims, dims, 3, padding=1, groups=dims, bias=False)
+        self.se = SqueezeExcite(dims)
+        self.proj = nn.Conv2d(dims, dims, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
+        return x + self.proj(self.se(F.gelu(self.dwconv(x))))
+
+
+class Downsample(nn.Module):
+    """Half the resolution: norm, fused MBConv, strided convolution, norm."""
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(in_channels, eps=1e-5)
+        self.mbconv = FusedMBConv(in_channels)
+        self.reduction = nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.LayerNorm(embed_dims, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
+        x = self.norm1(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.norm2(self.reduction(self.mbconv(x)).permute(0, 2, 3, 1))
+
+
+class Stem(nn.Module):
+    """A quarter of the resolution: a strided convolution and a :class:`Downsample`."""
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
+        self.downsample = Downsample(embed_dims, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 4), ceil(W / 4), C)``."""
+        return self.downsample(self.proj(x))
+
+
+class GlobalQuery(nn.Module):
+    """The global query generator: what enters a stage, drawn together to the size of one window."""
+
+    def __init__(self, dims: int, window_size: int, num_pools: int):
+        super().__init__()
+        self.window_size = window_size
+        self.num_pools = num_pools
+        self.mbconvs = nn.ModuleList(FusedMBConv(dims) for _ in range(max(num_pools, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, window_size * window_size, C)``."""
+        x = x.permute(0, 3, 1, 2)
+        for mbconv in self.mbconvs:
+            x = mbconv(x)
+            if self.num_pools:
+                x = max_pool(x)
+        x = F.interpolate(x, size=(self.window_size, self.window_size), mode='bicubic', align_corners=False)
+        return x.flatten(2).transpose(1, 2)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` -> ``(B, C, ceil(H / 2), ceil(W / 2))``, of 3 x 3 pixels."""
+    if torch.compiler.is_compiling():  # the operator would have the trace ask whether sizes are even
+        return F.pad(x, (1, 1, 1, 1), value=float('-inf')).unfold(2, 3, 2).unfold(3, 3, 2).amax((-2, -1))
+    return F.max_pool2d(x, 3, stride=2, padding=1)
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows; with ``is_global``, of the same global queries to each window.
+
+    Maps are padded with zeros at the bottom and right to whole windows. The padding is not masked, as published.
+    """
+
+    def __init__(self, dims: int, num_heads: int, window_size: int, is_global: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        if is_global:
+            self.kv = nn.Linear(dims, 2 * dims)
+        else:
+            self.qkv = nn.Linear(dims, 3 * dims)
+        self.position_bias = RelativePositionBias(window_size, num_heads)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, global_query: Tensor | None = None) -> Tensor:
+        """``(B, H, W, C)``, and ``(B, window_size * window_size, C)`` if global -> ``(B, H, W, C)``."""
+        batch, height, width, _ = x.shape
+        x = split_into_windows(x, self.window_size)
+        if global_query is None:
+            query, key, value = self.qkv(x).chunk(3, -1)
+        else:
+            key, value = self.kv(x).chunk(2, -1)
+            query = global_query[:, None].expand(-1, x.shape[0] // batch, -1, -1).flatten(0, 1)
+        bias = self.position_bias(self.window_size, self.window_size)
+        x = self.proj(multi_head_attention(query, key, value, self.num_heads, bias))
+        return merge_windows(x, self.window_size, batch, height, width)
+
+
+def split_into_windows(x: Tensor, size: int) -> Tensor:
+    """``(B, H, W, C)`` -> ``(B * windows, size * size, C)``, windows row by row."""
+    x = x.permute(0, 3, 1, 2)
+    if not torch.compiler.is_compiling():
+        return split_into_patches(x, size).permute(0, 2, 3, 4, 5, 1).flatten(3, 4).flatten(0, 2)
+    # Rearranging dimensions, a trace would distinguish whether there is one window or several. So it picks them by index, and
+    # always one more than there are, from padding below.
+    rows, columns = ((length + size - 1) // size for length in x.shape[2:])
+    x = F.pad(x, (0, size - 1, 0, 2 * size - 1))
+    window, inside = torch.arange(rows * columns + 1, device=x.device), torch.arange(size, device=x.device)
+    row, column = divide(window, columns)
+    row, column = ((position * size)[:, None] + inside for position in (row, column))
+    return x[:, :, row[:, :, None], column[:, None]].permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+
+
+def merge_windows(x: Tensor, size: int, batch: int, height: int, width: int) -> Tensor:
+    """``(B * windows, size * size, C)`` -> ``(B, H, W, C)``, without the padding."""
+    rows, columns = ((length + size - 1) // size for length in (height, width))
+    if not torch.compiler.is_compiling():
+        x = x.view(batch, rows, columns, size, size, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return x[:, :height, :width]
+    row, column = (divide(torch.arange(length, device=x.device), size) for length in (height, width))
+    return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None] * size + column[1]]
+
+
+def divide(index: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder, for a trace in which the divisor is a symbol."""
+    divisor = torch.full_like(index, divisor)
+    quotient = torch.div(index, divisor, rounding_mode='floor')
+    return quotient, index - quotient * divisor
+
+
+class Stage(layers.Stage):
+    """A stage whose second, fourth ... block takes the global queries of the stage's input."""
+
+    def __init__(self, patch_embed: nn.Module, global_query: GlobalQuery | None, blocks: list[Block], norm: nn.Module | None,
+                 with_cp: bool):
+        super().__init__(patch_embed, blocks, norm, with_cp)
+        self.global_query = global_query
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory: what the next stage takes."""
+        x = self.patch_embed(x)
+        global_query = None if self.global_query is None else self.global_query(x)
+        for index, block in enumerate(self.blocks):
+            x = self.run_block(block, x, global_query) if index % 2 else self.run_block(block, x)
+        return x.permute(0, 3, 1, 2)
+
+
+@MODELS.register_module()
+class GCViT(PyramidBackbone):
+    """GC ViT: blocks with attention inside windows in turn with blocks in which each window is asked the same global queries.
+
+    The outputs are the published detection code's on images of any size.
+
+    Args:
+        arch: ``xxtiny``, ``xtiny``, ``tiny``, ``tiny2``, ``small``, ``small2``, ``base`` or ``large``, or a dict of
+            ``embed_dims``, ``depths``, ``num_heads``, ``mlp_ratios`` and ``window_sizes``, each with one number for every
+            stage, and ``layer_scale``, the initial factor of residual branches, or None for none. The named variants have
+            windows of 24, as published detectors; published classifiers have 7, 7, 14, 7, and their tables of relative
+            position biases are resampled when they are loaded.
+        in_channels: channels of the input image.
+        drop_path_rate: as published for ImageNet 0.2 for ``xxtiny``, ``xtiny`` and ``tiny``, 0.25 for ``tiny2``, 0.3 for
+            ``small``, 0.35 for ``small2``, 0.5 for ``base`` and ``large``.
+
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
+    outputs and the errors.
+    """
+
+    arch_zoo = {
+        name: dict(embed_dims=(dims, 2 * dims, 4 * dims, 8 * dims), depths=depths,
+                   num_heads=(dims // 32, dims // 16, dims // 8, dims // 4), mlp_ratios=(mlp_ratio, ) * 4,
+                   window_sizes=(24, 24, 24, 24), layer_scale=layer_scale)
+        for name, dims, depths, mlp_ratio, layer_scale in (
+            ('xxtiny', 64, (2, 2, 6, 2), 3, None),
+            ('xtiny', 64, (3, 4, 6, 5), 3, None),
+            ('tiny', 64, (3, 4, 19, 5), 3, None),
+            ('tiny2', 64, (3, 4, 29, 5), 3, None),
+            ('small', 96, (3, 4, 19, 5), 2, 1e-5),
+            ('small2', 96, (3, 4, 23, 5), 3, 1e-5),
+            ('base', 128, (3, 4, 19, 5), 2, 1e-5),
+            ('large', 192, (3, 4, 19, 5), 2, 1e-5),
+        )
+    }
+    arch_rules = {
+        'layer_scale': ('None or a positive number', lambda value: value is None or isinstance(value, float) and value > 0),
+    }
+
+    def __init__(self,
+                 arch: str | Mapping = 'tiny',
+                 in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 frozen_stages: int = -1,
+                 drop_path_rate: float = 0.2,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
+        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
+        self.stages = nn.ModuleList()
+        for index in range(self.num_built):
+            dims, num_heads, mlp_ratio, window_size = (
+                self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios', 'window_sizes'))
+            blocks = [Block(WindowAttention(dims, num_heads, window_size, is_global=number % 2 == 1),
+                            FFN(dims, dims * mlp_ratio), dims, rate, 1e-5, self.arch['layer_scale'])
+                      for number, rate in enumerate(self.drop_path_rates[index])]
+            num_pools = 0 if index == 2 and window_size == WINDOW_WITHOUT_POOL else QUERY_POOLS[index]
+            self.stages.append(Stage((Downsample if index else Stem)(in_channels, dims),
+                                     GlobalQuery(dims, window_size, num_pools) if len(blocks) > 1 else None, blocks,
+                                     nn.LayerNorm(dims, eps=1e-5) if index in self.out_indices else None, with_cp))
+            in_channels = dims
+        self.freeze()

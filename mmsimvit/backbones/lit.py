@@ -1,0 +1,167 @@
+"""LIT: Less is More: Pay Less Attention in Vision Transformers (Pan et al., AAAI 2022, arXiv 2105.14217)."""
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers import FFN, Block, PatchEmbed, RelativePositionBias, Stage, multi_head_attention, pad_for_patches
+from .base import PyramidBackbone, is_positive, is_sequence
+
+PATCH_SIZES = (4, 2, 2, 2)
+ATTENTION_FROM = 2  # the first stage, from 0, whose blocks attend; the blocks before it are FFNs alone
+
+
+class DeformableMerging(nn.Module):
+    """Deformable token merging (DTM in the paper): a 2 x 2 convolution with stride 2 whose four taps are moved by offsets that
+    another one predicts (DCNv1, 1703.06211), batch norm and GELU.
+
+    The input is padded to even sizes, where the published code drops the last row or column; the deformable convolution
+    takes what lies outside of its input as zeros in any case.
+
+    Raises:
+        ImportError: if torchvision, whose operator this is, cannot be imported.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        try:
+            from torchvision.ops import deform_conv2d
+        except (ImportError, RuntimeError) as error:  # RuntimeError: it is built for another torch
+            raise ImportError(f"LIT merges tokens by torchvision's deformable convolution, and torchvision cannot be imported "
+                              f'({error}); install the one for torch {torch.__version__}: pip install torchvision') from error
+        self.deform_conv2d = deform_conv2d
+        self.conv = nn.Conv2d(in_channels, embed_dims, 2, 2)  # holds the deformable convolution's parameters
+        self.offset = nn.Conv2d(in_channels, 8, 2, 2)  # (down, right) for each tap, in pixels of the input
+        self.norm = nn.BatchNorm2d(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
+        x = pad_for_patches(x, 2)
+        dtype = self.conv.weight.dtype  # the operator takes one dtype, autocast or not, and bfloat16 not at all
+        x = self.deform_conv2d(x.to(dtype), self.offset(x).to(dtype), self.conv.weight, self.conv.bias, stride=2)
+        return F.gelu(self.norm(x)).permute(0, 2, 3, 1)
+
+
+class PositionEmbedding(nn.Module):
+    """A learned vector for each position of a grid, resized bilinearly to other grids (as PVT, 2102.12122)."""
+
+    def __init__(self, dims: int, grid: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(1, dims, grid, grid))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.embedding, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        embedding = F.interpolate(self.embedding, size=x.shape[1:3], mode='bilinear', align_corners=False)
+        return x + embedding.permute(0, 2, 3, 1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of every pixel to every pixel, with a relative position bias if ``bias_grid`` names one."""
+
+    def __init__(self, dims: int, num_heads: int, bias_grid: int | None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.position_bias = RelativePositionBias(bias_grid, num_heads) if bias_grid else None
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        bias = None if self.position_bias is None else self.position_bias(*x.shape[1:3])
+        query, key, value = self.qkv(x).flatten(1, 2).chunk(3, -1)
+        return self.proj(multi_head_attention(query, key, value, self.num_heads, bias).unflatten(1, x.shape[1:3]))
+
+
+def is_numbers(value: object, count: int) -> bool:
+    """Whether it is a sequence of so many positive whole numbers."""
+    return is_sequence(value) and len(value) == count and all(map(is_positive, value))
+
+
+@MODELS.register_module()
+class LIT(PyramidBackbone):
+    """LIT: stages 1 and 2 have FFNs alone, stages 3 and 4 full self-attention, and deformable convolutions merge tokens
+    between the stages.
+
+    There are two families: ``ti`` with absolute position embeddings and no norms on its maps, and ``s``, ``m``, ``b`` with
+    relative position biases and norms on the maps of stages 2 to 4. The biases are stored for the grids of published
+    detectors, and resampled to the map at hand in every forward; tables for other grids, as classifiers and segmentors
+    were published with, are resampled when they are loaded.
+
+    On heights and widths that are multiples of 32 the outputs are the published model's. Other sizes are padded with zeros
+    at the bottom and right before each merging, where the published code drops the remainder.
+
+    Full attention of large maps takes much memory where there are biases (a number for each pair of positions, block, head
+    and image is kept for the backward pass: 0.8 GiB in float32 in stage 3 at 800 x 1333); the published training has
+    ``with_cp`` and float16 for that.
+
+    Args:
+        arch: ``ti``, ``s``, ``m`` or ``b``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` (those of stages 1 and 2
+            stand for nothing) and ``mlp_ratios``, each with one number for every stage; ``position_grids``, the sizes of the
+            four grids that absolute position embeddings are stored for, or None; ``bias_grids``, the sizes of the two grids
+            that the relative position biases of stages 3 and 4 are stored for, or None; ``norm_eps``, of the norms in
+            blocks; and ``map_norms``, the stages, from 0, whose maps are normalised.
+        in_channels: channels of the input image.
+        drop_path_rate: 0.1 for ``ti``, 0.2 for ``s``, 0.3 for ``m`` and 0.5 for ``b`` as published for ImageNet.
+
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
+    outputs and the errors.
+    """
+
+    arch_zoo = {
+        'ti': dict(embed_dims=(64, 128, 320, 512), depths=(3, 4, 6, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4),
+                   position_grids=(56, 28, 14, 7), bias_grids=None, norm_eps=1e-6, map_norms=()),
+        's': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), mlp_ratios=(4, 4, 4, 4),
+                  position_grids=None, bias_grids=(50, 25), norm_eps=1e-5, map_norms=(1, 2, 3)),
+        'm': dict(embed_dims=(96, 192, 384, 768), depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), mlp_ratios=(4, 4, 4, 4),
+                  position_grids=None, bias_grids=(50, 25), norm_eps=1e-5, map_norms=(1, 2, 3)),
+        'b': dict(embed_dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), mlp_ratios=(4, 4, 4, 4),
+                  position_grids=None, bias_grids=(50, 25), norm_eps=1e-5, map_norms=(1, 2, 3)),
+    }
+    arch_rules = {
+        'position_grids': ('None or 4 positive whole numbers', lambda value: value is None or is_numbers(value, 4)),
+        'bias_grids': ('None or 2 positive whole numbers, for stages 3 and 4', lambda value: value is None or is_numbers(value, 2)),
+        'norm_eps': ('a positive number', lambda value: isinstance(value, float) and value > 0),
+        'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
+    }
+
+    def __init__(self,
+                 arch: str | Mapping = 's',
+                 in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 frozen_stages: int = -1,
+                 drop_path_rate: float = 0.2,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
+        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
+        eps = self.arch['norm_eps']
+        self.stages = nn.ModuleList()
+        for index in range(self.num_built):
+            dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
+            patch_embed = DeformableMerging(in_channels, dims) if index else PatchEmbed(in_channels, dims, PATCH_SIZES[0])
+            if self.arch['position_grids']:
+                patch_embed = nn.Sequential(patch_embed, PositionEmbedding(dims, self.arch['position_grids'][index]))
+            blocks = []
+            for rate in self.drop_path_rates[index]:
+                attention = None
+                if index >= ATTENTION_FROM:
+                    grids = self.arch['bias_grids']
+                    attention = Attention(dims, num_heads, grids[index - ATTENTION_FROM] if grids else None)
+                blocks.append(Block(attention, FFN(dims, dims * mlp_ratio), dims, rate, eps))
+            norm = index in self.arch['map_norms'] and index in self.out_indices
+            self.stages.append(Stage(patch_embed, blocks, nn.LayerNorm(dims, eps=1e-5) if norm else None, with_cp))
+            in_channels = dims
+        self.freeze()
+
+    def init_random_weights(self) -> None:
+        """Draw the published random initialisation. Offsets begin at zero, so that training starts from plain merging."""
+        super().init_random_weights()
+        for module in self.modules():
+            if isinstance(module, DeformableMerging):
+                nn.init.zeros_(module.offset.weight)
+                nn.init.zeros_(module.offset.bias)

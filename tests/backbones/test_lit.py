@@ -1,0 +1,64 @@
+"""What is LIT's own; tests/backbones/test_contract.py holds what every backbone must do."""
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmsimvit import LIT
+from mmsimvit.backbones.lit import Attention, DeformableMerging, PositionEmbedding
+
+
+def test_training_starts_from_plain_merging():
+    """The offsets are zero, so that the deformable convolution is an ordinary one."""
+    torch.manual_seed(0)
+    model = LIT('ti', out_indices=(1, ))
+    model.init_weights()
+    merging = model.stages[1].patch_embed[0].eval()
+    assert not merging.offset.weight.any() and not merging.offset.bias.any()
+    x = torch.randn(1, 64, 12, 10)
+    plain = F.gelu(merging.norm(merging.conv(x))).permute(0, 2, 3, 1)
+    torch.testing.assert_close(merging(x), plain)
+    assert merging.conv.weight.std().item() == pytest.approx((1 / (3 * 64 * 4))**0.5, rel=0.05)  # torch's own initialisation
+
+
+def test_offsets_move_taps_down_and_right():
+    """Offsets are (down, right), tap after tap: moving the last tap by (-1, -1) has it read where the first one reads."""
+    merging = DeformableMerging(1, 1).eval()
+    for p in merging.parameters():
+        torch.nn.init.zeros_(p)
+    merging.norm.weight.data.fill_(1)
+    merging.conv.weight.data[0, 0, 1, 1] = 1
+    merging.offset.bias.data[6:] = torch.tensor([-1., -1.])
+    x = torch.arange(16.).view(1, 1, 4, 4)
+    expected = F.gelu(x[0, 0, ::2, ::2] / (1 + 1e-5)**0.5)
+    torch.testing.assert_close(merging(x)[0, ..., 0], expected)
+    merging.offset.bias.data[6:] = torch.tensor([0., -1.])  # the lower left pixel
+    torch.testing.assert_close(merging(x)[0, ..., 0], F.gelu(x[0, 0, 1::2, ::2] / (1 + 1e-5)**0.5))
+
+
+@pytest.mark.parametrize('arch', ['ti', 's'])
+def test_early_stages_have_no_attention(arch):
+    model = LIT(arch)
+    assert [any(isinstance(module, Attention) for module in stage.modules()) for stage in model.stages] == [
+        False, False, True, True]
+
+
+def test_position_embeddings_are_resized_wherever_the_grid_differs():
+    """Also to grids with as many positions as the first stage's, on which the published code fails."""
+    embedding = PositionEmbedding(4, 28)
+    out = embedding(torch.zeros(1, 56, 56, 4))
+    assert out.shape == (1, 56, 56, 4)
+    torch.testing.assert_close(embedding(torch.zeros(1, 28, 28, 4)), embedding.embedding.permute(0, 2, 3, 1))
+
+
+def test_maps_of_tiny_have_no_norms_and_of_small_three():
+    assert [stage.norm is not None for stage in LIT('ti').stages] == [False, False, False, False]
+    assert [stage.norm is not None for stage in LIT('s').stages] == [False, True, True, True]
+    assert [stage.norm is not None for stage in LIT('s', out_indices=(2, 3)).stages] == [False, False, True, True]
+
+
+def test_without_torchvision_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torchvision.ops', None)
+    with pytest.raises(ImportError, match=rf'torchvision cannot be imported.*for torch {torch.__version__.split("+")[0]}'):
+        LIT('ti')
