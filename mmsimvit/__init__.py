@@ -20,4 +20,5 @@ if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word
     allow_training_checkpoints()
 
 __version__ = '0.1.0'
-__all__ = ['CheckpointError', 'DWNet', 'DataError', 'GCViT', 'LIT', 'PyramidBackbone', 'SimViT', 'convert_state_dict', 'generate_shapes']
+__all__ = ['LIT', 'CheckpointError', 'DWNet', 'DataError', 'GCViT', 'PyramidBackbone', 'SimViT', 'convert_state_dict',
+           'generate_shapes']

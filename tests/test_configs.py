@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from mmsimvit import PyramidBackbone
 from mmsimvit.datasets import CLASSES
 from mmsimvit.train import main as train
 from tests.conftest import ROOT, SETTINGS
@@ -17,6 +18,7 @@ CONFIGS = sorted(str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'co
                  if '_base_' not in path.parts)
 PARAMETERS = json.loads((ROOT / 'tests/model_parameters.json').read_text())
 SPLITS = dict(train='training', val='validation', test='validation')
+ARCHS = {backbone.__name__: backbone.arch_zoo for backbone in PyramidBackbone.__subclasses__()}
 LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
     'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's2.loss_cls', 's2.loss_bbox', 's2.loss_mask'},
@@ -81,7 +83,12 @@ def shrink(pipeline):
 def shrink_model(model):
     """Heads as they are, on fewer regions, for the generated classes."""
     model.backbone.update(init_cfg=None)
-    if 'drop_path_rate' in model.backbone or model.backbone.type == 'SimViT':
+    if model.backbone.type in ARCHS:
+        arch = model.backbone.arch
+        arch = dict(ARCHS[model.backbone.type][arch] if isinstance(arch, str) else arch)
+        # More blocks of a stage show nothing that two do not.
+        model.backbone.arch = {**arch, 'depths': tuple(min(depth, 2) for depth in arch['depths'])}
+    if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('size'):
         model.data_preprocessor.size = (64, 64)
@@ -95,6 +102,7 @@ def shrink_model(model):
     if 'rpn_proposal' in (model.get('train_cfg') or {}):
         model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=20)
         model.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
+        model.test_cfg.rcnn.max_per_img = 10
         regions = model.train_cfg.rcnn
         for part in regions if isinstance(regions, list) else [regions]:
             part.sampler.num = 16
@@ -131,7 +139,7 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     assert LOSSES[cfg.model.type] <= set(watch.losses)
     assert all(map(math.isfinite, watch.losses.values())) and watch.losses['loss'] > 0
     trained = set()
-    if cfg.model.backbone.type == 'SimViT':  # ResNet begins with branches that are zero
+    if cfg.model.backbone.type in ARCHS:  # ResNet begins with branches that are zero
         trained.add('backbone')
     if cfg.model.type not in ('CascadeRCNN', 'SparseRCNN'):  # on so small images, these have regions of some levels alone
         trained.add('neck')
@@ -232,6 +240,7 @@ def test_a_checkpoint_of_our_classifier_starts_a_detector_and_a_segmentor(worksp
     monkeypatch.chdir(workspace)
     cfg = Config.fromfile(ROOT / 'configs/simvit_micro_imagenet.py')
     on_generated_images(cfg)
+    cfg.model.backbone.arch = 'micro'
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
     cfg.update(work_dir=str(tmp_path), experiment_name='pretraining', randomness=dict(seed=0), log_level='WARNING')
     Runner.from_cfg(cfg).train()

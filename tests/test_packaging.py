@@ -2,6 +2,7 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,12 +14,13 @@ PARAMETERS = json.loads((ROOT / 'tests/model_parameters.json').read_text())
 
 
 def test_index_has_every_published_setting_once():
-    names = [model['Name'] for model in INDEX['Models']]
+    configs = [model['Config'] for model in INDEX['Models']]
     own = ('shapes', 'custom', 'comparison')
-    assert sorted(names) == sorted(name.removesuffix('.py') for name in PARAMETERS if not any(word in name for word in own))
+    assert sorted(configs) == sorted(f'configs/{name}' for name in PARAMETERS if not any(word in name for word in own))
     for model in INDEX['Models']:
-        assert model['Config'] == f'configs/{model["Name"]}.py'
-        assert model['Metadata']['Parameters'] == PARAMETERS[f'{model["Name"]}.py']
+        assert model['Name'] == Path(model['Config']).stem
+        assert model['Metadata']['Parameters'] == PARAMETERS[model['Config'].removeprefix('configs/')]
+        assert model['In Collection'] in {collection['Name'] for collection in INDEX['Collections']}
 
 
 @pytest.fixture(scope='module')

@@ -5,4 +5,4 @@ from .gcvit import GCViT
 from .lit import LIT
 from .simvit import SimViT
 
-__all__ = ['DWNet', 'GCViT', 'LIT', 'PyramidBackbone', 'SimViT']
+__all__ = ['LIT', 'DWNet', 'GCViT', 'PyramidBackbone', 'SimViT']

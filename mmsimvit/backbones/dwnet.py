@@ -52,8 +52,8 @@ class DynamicDepthwiseConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
         if len(x) == 1 and self.bn.training and isinstance(self.bn, nn.BatchNorm2d):
-            raise ValueError("a dynamic DWNet's kernels go through a batch norm over the images, which needs two of them in each "
-                             "process; take a larger batch, sync_bn='torch' with several processes, or freeze the stages")
+            raise ValueError("a dynamic DWNet's kernels go through a batch norm over the images, which needs two of them in "
+                             "each process; take a larger batch, sync_bn='torch' with several processes, or freeze the stages")
         kernels = self.conv2(F.relu(self.bn(self.conv1(x.mean((2, 3), keepdim=True)))))
         kernels = kernels.reshape(-1, 1, KERNEL_SIZE, KERNEL_SIZE)
         batch, channels = x.shape[:2]

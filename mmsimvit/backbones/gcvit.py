@@ -217,7 +217,7 @@ class GCViT(PyramidBackbone):
         )
     }
     arch_rules = {
-        'layer_scale': ('None or a positive number', lambda value: value is None or isinstance(value, float) and value > 0),
+        'layer_scale': ('None or a positive number', lambda value: value is None or (isinstance(value, float) and value > 0)),
     }
 
     def __init__(self,

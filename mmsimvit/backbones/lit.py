@@ -125,7 +125,8 @@ class LIT(PyramidBackbone):
     }
     arch_rules = {
         'position_grids': ('None or 4 positive whole numbers', lambda value: value is None or is_numbers(value, 4)),
-        'bias_grids': ('None or 2 positive whole numbers, for stages 3 and 4', lambda value: value is None or is_numbers(value, 2)),
+        'bias_grids': ('None or 2 positive whole numbers, for stages 3 and 4',
+                       lambda value: value is None or is_numbers(value, 2)),
         'norm_eps': ('a positive number', lambda value: isinstance(value, float) and value > 0),
         'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
     }

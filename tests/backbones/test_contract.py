@@ -33,8 +33,9 @@ BACKBONES = {
          'stages.2.patch_embed.mbconv.dwconv.weight': 3, 'stages.3.blocks.0.attn.position_bias.table': 5}),
     'DWNet': (
         partial(DWNet, dict(**WITHOUT_HEADS, kernels='static', channels_per_kernel=(1, 1, 1, 1), dense=True)),
-        {'stages.0.patch_embed.norm.bias': 0, 'stages.0.blocks.0.conv.dwconv.weight': 1, 'stages.1.patch_embed.reduction.weight': 1,
-         'stages.1.blocks.1.bn.weight': 3, 'stages.1.norm.weight': 3, 'stages.3.blocks.0.conv.bn3.bias': 5}),
+        {'stages.0.patch_embed.norm.bias': 0, 'stages.0.blocks.0.conv.dwconv.weight': 1,
+         'stages.1.patch_embed.reduction.weight': 1, 'stages.1.blocks.1.bn.weight': 3, 'stages.1.norm.weight': 3,
+         'stages.3.blocks.0.conv.bn3.bias': 5}),
     'dynamic DWNet': (
         partial(DWNet, dict(**WITHOUT_HEADS, kernels='dynamic', channels_per_kernel=(1, 1, 1, 1), dense=True)),
         {'stages.0.blocks.0.conv.dwconv.bias': 1, 'stages.3.blocks.0.conv.dwconv.conv2.bias': 5}),

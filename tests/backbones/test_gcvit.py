@@ -8,7 +8,8 @@ from mmsimvit.backbones.gcvit import GlobalQuery, WindowAttention, merge_windows
 CLASSIFIER = {**GCViT.arch_zoo['xxtiny'], 'window_sizes': (7, 7, 14, 7)}
 
 
-@pytest.mark.parametrize(('arch', 'expected'), [('xxtiny', [3, 2, 1, 0]), (CLASSIFIER, [3, 2, 0, 0])], ids=['dense', 'classifier'])
+@pytest.mark.parametrize(('arch', 'expected'), [('xxtiny', [3, 2, 1, 0]), (CLASSIFIER, [3, 2, 0, 0])],
+                         ids=['dense', 'classifier'])
 def test_stage_3_pools_its_queries_in_dense_prediction_alone(arch, expected):
     assert [stage.global_query.num_pools for stage in GCViT(arch).stages] == expected
 

@@ -1,4 +1,4 @@
-"""Every backbone gives, through the converter, the numbers that its published code gives. A new backbone adds its golden file."""
+"""Every backbone gives, through the converter, its published code's numbers. A new backbone adds its golden file."""
 import pytest
 import torch
 from mmengine.registry import MODELS

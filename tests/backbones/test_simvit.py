@@ -7,6 +7,7 @@ import torch
 from mmsimvit import SimViT
 from mmsimvit.backbones import simvit
 
+
 def test_initialisation_is_the_published():
     torch.manual_seed(0)
     model = SimViT('micro')

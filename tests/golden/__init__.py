@@ -28,8 +28,7 @@ def noise(name: str, count: int) -> np.ndarray:
 
 
 def parameter(name: str, shape: list[int]) -> torch.Tensor:
-    """Norm weights and variances around 1, biases and means within 0.2, other weights uniform with variance 1 / fan-in; float64.
-    """
+    """Norm weights and variances around 1, biases and means within 0.2, other weights uniform with variance 1 / fan-in."""
     if name.endswith('num_batches_tracked'):
         return torch.tensor(0)
     values = noise(name, int(np.prod(shape))).reshape(shape)

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from mmsimvit.ops import inhomogeneous_conv
-from mmsimvit.ops import inhomogeneous_conv as function
 
 
 def inputs(batch=2, channels=6, group_size=3, size=(5, 8), kernel_size=3, dtype=torch.float64):
@@ -16,7 +15,7 @@ def inputs(batch=2, channels=6, group_size=3, size=(5, 8), kernel_size=3, dtype=
 
 def literal(x, kernels, group_size):
     """The definition, pixel by pixel."""
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     taps = kernels.shape[1] // (channels // group_size)
     size = int(taps**0.5)
     out = torch.zeros_like(x)

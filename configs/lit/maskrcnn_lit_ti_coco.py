@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/maskrcnn_simvit.py', '../_base_/datasets/coco_instance.py', '../_base_/schedules/1x.py',
+    '../_base_/detection_runtime.py'
+]
+# The published 12 epochs: AdamW at 2e-4, weight decay 1e-4.
+# Pretrained on ImageNet: the published weights, converted by tools/convert_checkpoint.py, or a checkpoint of
+# configs/lit/lit_ti_imagenet.py. From random weights instead: --cfg-options model.backbone.init_cfg=None
+pretrained = 'checkpoints/lit_ti.pth'
+
+model = dict(
+    backbone=dict(
+        _delete_=True, type='LIT', arch='ti', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)))
+optim_wrapper = dict(optimizer=dict(lr=2e-4))
