@@ -3,9 +3,12 @@ import subprocess
 import sys
 
 import pytest
+from mmengine.registry import MODELS
+
+from mmsimvit.checkpoints import SYSTEMS
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
-BACKBONES = dict(SimViT='micro', LIT='ti', GCViT='xxtiny', DWNet='t')
+BACKBONES = {known.backbone: next(iter(MODELS.get(known.backbone).arch_zoo)) for known in SYSTEMS.values()}
 FIND = '''
 import torch
 from mmengine.config import Config

@@ -43,7 +43,7 @@ BACKBONES = {
         partial(DWNet, dict(**WITHOUT_HEADS, kernels='inhomogeneous', channels_per_kernel=(2, 4, 6, 8), dense=False)),
         {'stages.0.blocks.0.conv.dwconv.conv1.bias': 1, 'stages.3.blocks.0.conv.dwconv.bn.bias': 5}),
 }
-CLASSES = [LIT, DWNet, GCViT, SimViT]
+CLASSES = list(dict.fromkeys(build.func for build, _ in BACKBONES.values()))
 SUBSETS = [subset for count in range(1, 5) for subset in combinations(range(4), count)]
 
 # Traces take long; these have every part that is traced in its own way.
