@@ -39,9 +39,10 @@ def shape_lit_positions(converted: dict[str, Tensor]) -> None:
     """LIT-Ti: embeddings as maps, without that of the class token; its maps have no norms, the classifier's is not theirs."""
     embeddings = [name for name in converted if name.endswith('.embedding')]
     for name in embeddings:
-        rows = converted[name][0]
-        size = isqrt(len(rows))
-        converted[name] = rows[len(rows) - size**2:].t().unflatten(1, (size, size))[None].contiguous()
+        rows = converted[name]
+        if isinstance(rows, Tensor) and rows.dim() == 3:
+            size = isqrt(rows.shape[1])
+            converted[name] = rows[:, rows.shape[1] - size**2:].transpose(1, 2).unflatten(2, (size, size)).contiguous()
     if embeddings:
         for name in ('stages.3.norm.weight', 'stages.3.norm.bias'):
             converted.pop(name, None)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmsimvit import SimViT, convert_state_dict
+from mmsimvit import LIT, DWNet, GCViT, SimViT, convert_state_dict
 from mmsimvit.checkpoints import SYSTEMS, find_arch
 from mmsimvit.ops import central_attention, conv_ffn_in_chunks
 from tests import golden
@@ -100,18 +100,33 @@ def test_a_backbone_is_right_or_refused(changes, height, width):
     assert len(maps) == len(model.out_indices)
 
 
-@quick
-@given(arch=st.one_of(anything, st.fixed_dictionaries({key: st.one_of(
-    st.lists(st.integers(-1, 9), min_size=3, max_size=5), anything) for key in ARCH})))
-def test_an_arch_is_built_or_refused(arch):
-    with torch.device('meta'):
-        try:
-            model = SimViT(arch)
-        except ValueError as error:
-            assert 'arch' in str(error) or 'embed_dims' in str(error), error
-            return
-    assert isinstance(arch, Mapping)
-    assert model.out_channels == tuple(arch['embed_dims'])
+def values_of(backbone, key):
+    """Values of an arch's key, half of them of the right kind."""
+    published = st.sampled_from([arch[key] for arch in backbone.arch_zoo.values()])
+    right = published if key in backbone.arch_rules else st.lists(st.integers(1, 9), min_size=4, max_size=4)
+    return st.one_of(right, right, st.lists(st.integers(-1, 9), min_size=3, max_size=5), anything)
+
+
+@pytest.mark.parametrize('backbone', [LIT, DWNet, GCViT, SimViT])
+def test_an_arch_is_built_or_refused(backbone):
+    keys = next(iter(backbone.arch_zoo.values()))
+
+    @quick
+    @given(arch=st.one_of(anything, st.fixed_dictionaries({key: values_of(backbone, key) for key in keys})))
+    def build(arch):
+        with torch.device('meta'):
+            try:
+                model = backbone(arch)
+            except ValueError as error:
+                assert 'arch' in str(error) or 'embed_dims' in str(error), error
+                return
+        assert isinstance(arch, Mapping)
+        assert model.out_channels == tuple(arch['embed_dims'])
+        built.append(arch)
+
+    built = []
+    build()
+    assert built
 
 
 PUBLISHED = {name: torch.empty(shape, device='meta')

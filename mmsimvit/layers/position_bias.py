@@ -41,7 +41,9 @@ class RelativePositionBias(nn.Module):
         """Resample, in place of the entry, a table that was learned for another grid."""
         table = state_dict.get(f'{prefix}table')
         size = isqrt(len(self.table))
-        if table is not None and table.dim() == 2 and len(table) != len(self.table) and isqrt(len(table))**2 == len(table):
+        if not isinstance(table, Tensor) or table.dim() != 2 or len(table) == len(self.table):
+            return
+        if isqrt(len(table))**2 == len(table) > 0:
             state_dict[f'{prefix}table'] = resample_table(table, size, size).flatten(1).t().contiguous()
 
     @staticmethod
