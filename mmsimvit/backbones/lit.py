@@ -5,11 +5,15 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..layers import FFN, Block, PatchEmbed, RelativePositionBias, Stage, multi_head_attention, pad_for_patches
+from ..layers import (FFN, Block, PatchEmbed, RelativePositionBias, Stage, multi_head_attention, pad_for_patches,
+                      spread_rows)
 from .base import PyramidBackbone, is_positive, is_sequence
 
 PATCH_SIZES = (4, 2, 2, 2)
+# Of the biases that exist at once. On a CPU, larger ones would come from the system anew each time, page by page.
+CHUNK_BYTES = dict(cpu=1 << 24, other=1 << 26)
 ATTENTION_FROM = 2  # the first stage, from 0, whose blocks attend; the blocks before it are FFNs alone
 
 
@@ -62,7 +66,11 @@ class PositionEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of every pixel to every pixel, with a relative position bias if ``bias_grid`` names one."""
+    """Multi-head self-attention of every pixel to every pixel, with a relative position bias if ``bias_grid`` names one.
+
+    The bias has a number for each head and each pair of pixels. Where that is much, queries are taken a few rows at a time, and
+    in training computed again, so that neither the biases nor the weights of a whole map exist at once.
+    """
 
     def __init__(self, dims: int, num_heads: int, bias_grid: int | None):
         super().__init__()
@@ -73,9 +81,33 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        bias = None if self.position_bias is None else self.position_bias(*x.shape[1:3])
         query, key, value = self.qkv(x).flatten(1, 2).chunk(3, -1)
-        return self.proj(multi_head_attention(query, key, value, self.num_heads, bias).unflatten(1, x.shape[1:3]))
+        if self.position_bias is None:
+            out = multi_head_attention(query, key, value, self.num_heads)
+        else:
+            out = self._attend_with_bias(query, key, value, *x.shape[1:3])
+        return self.proj(out.unflatten(1, x.shape[1:3]))
+
+    def _attend_with_bias(self, query: Tensor, key: Tensor, value: Tensor, height: int, width: int) -> Tensor:
+        columns = self.position_bias.spread_columns(height, width)
+        if torch.compiler.is_compiling():
+            return self._attend_rows(query, key, value, columns, height, width)
+        bytes_per_row = self.num_heads * height * width**2 * columns.element_size()
+        step = max(CHUNK_BYTES['cpu' if query.device.type == 'cpu' else 'other'] // bytes_per_row, 1)
+        if step >= height:
+            return self._attend_rows(query, key, value, columns, height, width)
+        outs = []
+        for first in range(0, height, step):
+            last = min(first + step, height)
+            inputs = (query[:, first * width:last * width], key, value, columns[:, first:last + height - 1], height, width)
+            outs.append(checkpoint(self._attend_rows, *inputs, use_reentrant=False, preserve_rng_state=False)
+                        if torch.is_grad_enabled() else self._attend_rows(*inputs))
+        return torch.cat(outs, 1)
+
+    def _attend_rows(self, query: Tensor, key: Tensor, value: Tensor, columns: Tensor, height: int,
+                     width: int) -> Tensor:
+        bias = spread_rows(columns, columns.shape[1] - height + 1, height, width)
+        return multi_head_attention(query, key, value, self.num_heads, bias)
 
 
 def is_numbers(value: object, count: int) -> bool:
@@ -95,10 +127,6 @@ class LIT(PyramidBackbone):
 
     On heights and widths that are multiples of 32 the outputs are the published model's. Other sizes are padded with zeros
     at the bottom and right before each merging, where the published code drops the remainder.
-
-    Full attention of large maps takes much memory where there are biases (a number for each pair of positions, block, head
-    and image is kept for the backward pass: 0.8 GiB in float32 in stage 3 at 800 x 1333); the published training has
-    ``with_cp`` and float16 for that.
 
     Args:
         arch: ``ti``, ``s``, ``m`` or ``b``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` (those of stages 1 and 2

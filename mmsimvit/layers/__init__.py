@@ -4,7 +4,7 @@ from .drop_path import DropPath
 from .ffn import FFN
 from .padding import crop, pad_for_patches, pad_to_multiple, split_into_patches
 from .patch_embed import PatchEmbed
-from .position_bias import RelativePositionBias
+from .position_bias import RelativePositionBias, spread_rows
 from .stage import Block, Stage
 
 __all__ = [

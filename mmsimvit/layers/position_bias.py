@@ -28,14 +28,13 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         """The bias ``(num_heads, height * width, height * width)`` of queries (second) and keys (third dimension)."""
+        return spread_rows(self.spread_columns(height, width), height, height, width)
+
+    def spread_columns(self, height: int, width: int) -> Tensor:
+        """The bias by displacement of rows, column of the query and column of the key:
+        ``(num_heads, 2 * height - 1, width * width)``. For maps whose whole bias is too large, see :func:`spread_rows`."""
         table = resample_table(self.table, 2 * height - 1, 2 * width - 1)
-        # Columns first, so that what the larger selection copies are whole planes of width * width numbers.
-        for dim, size in ((2, width), (1, height)):
-            position = torch.arange(size, device=table.device)
-            displacement = position[:, None] - position + (size - 1)
-            table = table.index_select(dim, displacement.flatten())
-        table = table.unflatten(1, (height, height)).unflatten(3, (width, width)).transpose(2, 3)
-        return table.reshape(-1, height * width, height * width)
+        return table.index_select(2, displacements(width, width, table.device).flatten())
 
     def fit_state_dict(self, state_dict: dict, prefix: str) -> None:
         """Resample, in place of the entry, a table that was learned for another grid."""
@@ -49,6 +48,19 @@ class RelativePositionBias(nn.Module):
     @staticmethod
     def _resample_loaded(module: 'RelativePositionBias', state_dict: dict, prefix: str, *_) -> None:
         module.fit_state_dict(state_dict, prefix)
+
+
+def spread_rows(columns: Tensor, count: int, height: int, width: int) -> Tensor:
+    """The bias ``(num_heads, count * width, height * width)`` of the queries in some rows, from what
+    :meth:`RelativePositionBias.spread_columns` gives for their displacements: rows ``[first, first + count + height - 1)``."""
+    rows = columns.index_select(1, displacements(count, height, columns.device).flatten())
+    rows = rows.unflatten(1, (count, height)).unflatten(3, (width, width)).transpose(2, 3)
+    return rows.reshape(-1, count * width, height * width)
+
+
+def displacements(queries: int, keys: int, device: torch.device) -> Tensor:
+    """How far each query lies behind each key, counted from ``-(keys - 1)`` as 0."""
+    return torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device) + (keys - 1)
 
 
 def resample_table(table: Tensor, height: int, width: int) -> Tensor:

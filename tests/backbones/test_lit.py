@@ -1,4 +1,5 @@
 """What is LIT's own; tests/backbones/test_contract.py holds what every backbone must do."""
+import itertools
 import sys
 
 import pytest
@@ -6,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mmsimvit import LIT
+from mmsimvit.backbones import lit
 from mmsimvit.backbones.lit import Attention, DeformableMerging, PositionEmbedding
+from mmsimvit.layers import RelativePositionBias
 
 
 def test_training_starts_from_plain_merging():
@@ -56,6 +59,35 @@ def test_maps_of_tiny_have_no_norms_and_of_small_three():
     assert [stage.norm is not None for stage in LIT('ti').stages] == [False, False, False, False]
     assert [stage.norm is not None for stage in LIT('s').stages] == [False, True, True, True]
     assert [stage.norm is not None for stage in LIT('s', out_indices=(2, 3)).stages] == [False, False, True, True]
+
+
+@pytest.mark.parametrize('size', [(9, 6), (4, 11)])
+def test_queries_a_few_rows_at_a_time_are_the_whole(size, monkeypatch):
+    torch.manual_seed(0)
+    attention = Attention(8, 2, 5).double()
+    results = []
+    for chunk_bytes in (1 << 30, 1, 3 * 2 * size[0] * size[1]**2 * 8):  # at once, each row, three rows
+        monkeypatch.setitem(lit.CHUNK_BYTES, 'cpu', chunk_bytes)
+        x = torch.randn(2, *size, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            out = attention(x)
+        attention.zero_grad()
+        out.square().sum().backward()
+        results.append([out, x.grad, *(p.grad.clone() for p in attention.parameters())])
+        assert max(kept) < 2 * (size[0] * size[1])**2 or chunk_bytes == 1 << 30  # no weights of a whole map
+        with torch.no_grad():
+            torch.testing.assert_close(attention(x), out)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])
+
+
+def test_biases_are_of_the_displacement():
+    bias = RelativePositionBias(3, 1)
+    bias.table.data[:, 0] = torch.arange(25.)
+    found = bias(3, 3)[0].view(3, 3, 3, 3)  # row and column of the query, of the key
+    for r, c, i, j in itertools.product(range(3), repeat=4):
+        assert found[r, c, i, j].item() == pytest.approx((r - i + 2) * 5 + c - j + 2, abs=1e-4)
 
 
 def test_without_torchvision_says_what_to_install(monkeypatch):
