@@ -7,8 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import (FFN, Block, PatchEmbed, RelativePositionBias, Stage, multi_head_attention, pad_for_patches,
-                      spread_rows)
+from ..layers import FFN, Block, PatchEmbed, RelativePositionBias, Stage, multi_head_attention, pad_for_patches, spread_rows
 from .base import PyramidBackbone, is_positive, is_sequence
 
 PATCH_SIZES = (4, 2, 2, 2)

@@ -7,16 +7,5 @@ from .patch_embed import PatchEmbed
 from .position_bias import RelativePositionBias, spread_rows
 from .stage import Block, Stage
 
-__all__ = [
-           'FFN',
-           'Block',
-           'DropPath',
-           'PatchEmbed',
-           'RelativePositionBias',
-           'Stage',
-           'crop',
-           'multi_head_attention',
-           'pad_for_patches',
-           'pad_to_multiple',
-           'split_into_patches',
-]
+__all__ = ['FFN', 'Block', 'DropPath', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop', 'multi_head_attention',
+           'pad_for_patches', 'pad_to_multiple', 'split_into_patches', 'spread_rows']
