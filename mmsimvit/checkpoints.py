@@ -8,6 +8,7 @@ from math import isqrt
 from typing import NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ SYSTEMS = {
             (r'^layers\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
             (r'^layers\.', 'stages.'),
             (r'^norm([1-3])\.', r'stages.\1.norm.'),
-            (r'^norm\.', 'stages.3.norm.'),  # of classifiers, which detectors do not take over
+            (r'^norm\.', 'stages.3.norm.'),  # of classifiers: in its place, where published detectors have a new one
             (r'\.relative_position_bias_table$', '.position_bias.table'),
             # both
             (r'\.dconv\.conv_offset\.', '.offset.'),
@@ -101,7 +102,7 @@ SYSTEMS = {
             (r'^levels\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
             (r'^levels\.', 'stages.'),
             (r'^norm([0-3])\.', r'stages.\1.norm.'),
-            (r'^norm\.', 'stages.3.norm.'),  # of classifiers, which detectors do not take over
+            (r'^norm\.', 'stages.3.norm.'),  # of classifiers: in its place, where published detectors have a new one
             (r'\.q_global_gen\.to_q_global\.(\d)\.conv\.', r'.global_query.mbconvs.\1.'),
             (r'(\.patch_embed(?:\.downsample)?)\.conv\.', r'\1.mbconv.'),
             (r'(\.mbconvs\.\d|\.mbconv)\.0\.', r'\1.dwconv.'),
@@ -247,7 +248,8 @@ class Match(NamedTuple):
     missing: list[str]
     reshaped: list[str]  # with both shapes
     unused: list[str]
-    added: list[str]  # missing too, and rightly: norms of the maps that classifiers lack
+    added: list[str]  # missing too, and rightly: norms of maps that classifiers lack
+    resampled: list[str]  # tables of positions that had another size; they fit, but an optimizer's state does not fit them
 
     @property
     def complete(self) -> bool:
@@ -262,17 +264,23 @@ class Match(NamedTuple):
 
 def match(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
     """Compare the names and shapes of a backbone with those of a state dict, after the resampling that loading does."""
-    ours, state_dict = backbone.state_dict(), dict(state_dict)
+    ours, given, state_dict = backbone.state_dict(), state_dict, dict(state_dict)
     for prefix, module in backbone.named_modules():
         if hasattr(module, 'fit_state_dict'):
-            module.fit_state_dict(state_dict, f'{prefix}.')
+            module.fit_state_dict(state_dict, prefix.replace('_fsdp_wrapped_module.', '') + '.')
+    resampled = [name for name in ours if name in given and state_dict[name] is not given[name]
+                 and state_dict[name].shape != given[name].shape]
     missing = [name for name in ours if name not in state_dict]
-    added = [name for name in missing if getattr(backbone, 'adds_norms', False) and re.match(r'stages\.\d\.norm\.', name)]
+    added = []
+    if getattr(backbone, 'adds_norms', False):
+        for stage in range(backbone.num_built):
+            norm = [name for name in ours if name.startswith(f'stages.{stage}.norm.')]
+            added += norm if set(norm) <= set(missing) else []  # in part, it was cut out of a detector's
     reshaped = [f'{name}: {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in ours.items()
                 if name in state_dict and state_dict[name].shape != tensor.shape]
     unused = [name for name in state_dict if name not in ours]
     return Match(len(ours), len(ours) - len(missing) - len(reshaped), [name for name in missing if name not in added],
-                 reshaped, unused, added)
+                 reshaped, unused, added, resampled)
 
 
 def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match]:
@@ -295,9 +303,10 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
     backbone_name = type(backbone).__name__
     advice = ('a checkpoint of an ImageNet config will do as well; to start from random weights instead: '
               '--cfg-options model.backbone.init_cfg=None')
-    arch = next((name for name, values in backbone.arch_zoo.items() if values == backbone.arch), None)
+    sizes = [tuple(map(tuple, (arch['embed_dims'], arch['depths']))) for arch in (backbone.arch, *backbone.arch_zoo.values())]
+    arch = next((name for name, size in zip(backbone.arch_zoo, sizes[1:]) if size == sizes[0]), 'this arch')
     for system, known in SYSTEMS.items():
-        if known.backbone == backbone_name and arch and arch not in known.released:
+        if known.backbone == backbone_name and arch not in known.released:
             advice = f'no weights of {arch} were published ({known.source} has {", ".join(known.released)}); {advice}'
         elif known.backbone == backbone_name:
             advice = (f'published weights: {known.source}, converted with python '
@@ -320,4 +329,7 @@ def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) 
     if not found.complete:
         raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of {backbone_name}: '
                               f'{found.problems()}; {advice}')
+    if found.added:
+        print_log(f'checkpoint {path} is of a classifier: the norms of returned maps, {len(found.added)} tensors, start anew',
+                  'current')
     return prefix

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit import CheckpointError, SimViT, convert_state_dict
-from mmsimvit.checkpoints import SYSTEMS, find_arch, load_file
+from mmsimvit.checkpoints import SYSTEMS, find_arch, load_file, match
 from tests import golden
 
 
@@ -100,6 +100,21 @@ def test_classifiers_start_dense_prediction(system, arch, added, tmp_path):
         else:
             assert torch.equal(tensor, converted[name]), name
     assert rows < ours if system != 'dwnet' else not any('table' in name for name in converted)
+
+
+def test_half_a_norm_is_missing():
+    state_dict = MODELS.get('DWNet')('t').state_dict()
+    del state_dict['stages.1.norm.running_mean']
+    found = match(MODELS.get('DWNet')('t'), state_dict)
+    assert (found.missing, found.added) == (['stages.1.norm.running_mean'], [])
+
+
+def test_weights_for_the_same_depths_and_widths_are_offered():
+    small = MODELS.get('LIT').arch_zoo['s']
+    for change, advice in ((dict(bias_grids=(32, 16)), 'published weights: https'),
+                           (dict(depths=(1, 1, 1, 1)), 'no weights of this arch were')):
+        with pytest.raises(CheckpointError, match=f'nowhere.pth does not exist; {advice}'):
+            MODELS.get('LIT')({**small, **change}, init_cfg=dict(type='Pretrained', checkpoint='nowhere.pth')).init_weights()
 
 
 def test_a_missing_block_is_no_missing_norm(tmp_path):

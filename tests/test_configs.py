@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
@@ -182,6 +183,16 @@ def recipe(name):
     ('upernet_simvit_l_ade20k.py', ('AdamW', 1e-4, 1e-4, 160000, 16)),
     ('semfpn_simvit_m_ade20k.py', ('AdamW', 1e-4, 1e-4, 80000, 16)),
     ('simvit_h_imagenet.py', ('AdamW', 5e-4 * 1024 / 512, 0.05, 300, 1024)),
+    ('lit/maskrcnn_lit_s_coco.py', ('AdamW', 2e-4, 1e-4, 12, 16)),
+    ('lit/retinanet_lit_ti_coco.py', ('AdamW', 1e-4, 1e-4, 12, 16)),
+    ('lit/semfpn_lit_s_ade20k.py', ('AdamW', 1e-4, 1e-4, 80000, 16)),
+    ('lit/lit_b_imagenet.py', ('AdamW', 1e-3, 0.05, 300, 1024)),
+    ('gcvit/maskrcnn_gcvit_t_coco_3x.py', ('AdamW', 1e-4, 0.05, 36, 16)),
+    ('gcvit/cascadercnn_gcvit_b_coco_3x.py', ('AdamW', 1e-4, 0.05, 36, 16)),
+    ('gcvit/gcvit_s_imagenet.py', ('AdamW', 5e-3, 0.05, 310, 4096)),
+    ('dwnet/cascadercnn_dwnet_dynamic_b_coco_3x.py', ('AdamW', 1e-4, 0.05, 36, 16)),
+    ('dwnet/upernet_dwnet_dynamic_t_ade20k.py', ('AdamW', 6e-5, 0.01, 160000, 16)),
+    ('dwnet/dwnet_b_imagenet.py', ('AdamW', 1e-3, 0.05, 300, 1024)),
 ])
 def test_recipes_are_the_intended_ones(name, expected):
     assert recipe(name) == expected
@@ -195,6 +206,55 @@ def test_schedules_are_the_published_ones():
     assert three[1].milestones == [27, 33]
     assert (ade20k[0].type, ade20k[0].power, ade20k[0].end) == ('PolyLR', 0.9, 160000)
     assert (imagenet[0].start_factor * 1e-3, imagenet[0].end, imagenet[1].eta_min, imagenet[1].end) == (1e-6, 5, 1e-5, 300)
+
+
+def test_schedules_of_siblings_are_the_published_ones():
+    lit, lit_s, gcvit, detector, dwnet = (Config.fromfile(ROOT / 'configs' / name).param_scheduler for name in (
+        'lit/semfpn_lit_ti_ade20k.py', 'lit/lit_s_imagenet.py', 'gcvit/gcvit_t_imagenet.py',
+        'gcvit/cascadercnn_gcvit_s_coco_3x.py', 'dwnet/upernet_dwnet_b_ade20k.py'))
+    assert (lit[0].power, lit[0].eta_min, lit[0].end) == (0.9, 1e-6, 80000)
+    assert (lit_s[0].start_factor * 1e-3, lit_s[0].end, lit_s[1].eta_min, lit_s[1].end) == (5e-7, 20, 5e-6, 300)
+    assert (round(gcvit[0].start_factor * 5e-3, 12), gcvit[0].end, gcvit[1].eta_min, gcvit[1].end) == (1e-6, 20, 5e-6, 300)
+    assert (detector[0].start_factor, detector[0].end, detector[1].milestones) == (0.001, 2500, [27, 33])
+    assert (dwnet[0].start_factor, dwnet[0].end, dwnet[1].power, dwnet[1].eta_min) == (1e-6, 1500, 1.0, 0.)
+    assert dwnet[1].end == 160000
+
+
+def decayed(name):
+    """Of the backbone's parameters, the kinds that are trained with weight decay, and those that learn at another rate."""
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        backbone = MODELS.build({**cfg.model.backbone, 'init_cfg': None})
+        optimizer = build_optim_wrapper(backbone, cfg.optim_wrapper).optimizer
+    groups = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    kinds = {key: {next((kind for kind in ('norm', 'bn', 'table', 'gamma') if kind in name.split('.', 3)[-1]),
+                        'flat' if p.dim() < 2 else 'weight') for name, p in backbone.named_parameters()
+                   if holds(groups[id(p)])} for key, holds in dict(
+                       decayed=lambda group: group['weight_decay'] > 0,
+                       slower=lambda group: group['lr'] < optimizer.defaults['lr']).items()}
+    return kinds['decayed'], kinds['slower']
+
+
+@pytest.mark.parametrize(('name', 'expected'), [
+    ('lit/maskrcnn_lit_ti_coco.py', ({'norm', 'flat', 'weight'}, set())),
+    ('lit/maskrcnn_lit_s_coco.py', ({'flat', 'weight'}, set())),
+    ('lit/lit_s_imagenet.py', ({'weight'}, {'weight'})),
+    ('gcvit/maskrcnn_gcvit_t_coco_3x.py', ({'flat', 'weight', 'table'}, set())),
+    ('gcvit/cascadercnn_gcvit_s_coco_3x.py', ({'flat', 'weight', 'gamma'}, set())),
+    ('gcvit/gcvit_s_imagenet.py', ({'weight', 'table'}, set())),
+    ('dwnet/cascadercnn_dwnet_t_coco_3x.py', ({'flat', 'weight', 'bn'}, set())),
+    ('dwnet/dwnet_t_imagenet.py', ({'weight'}, set())),
+])
+def test_weight_decay_is_left_out_where_the_papers_do(name, expected):
+    assert decayed(name) == expected
+
+
+@pytest.mark.parametrize(('name', 'repeated'), [
+    ('simvit_t_imagenet.py', True), ('lit/lit_s_imagenet.py', True), ('gcvit/gcvit_b_imagenet.py', False),
+    ('dwnet/dwnet_dynamic_t_imagenet.py', False)])
+def test_augmentation_is_repeated_where_the_papers_do(name, repeated):
+    sampler = Config.fromfile(ROOT / 'configs' / name).train_dataloader.sampler
+    assert (sampler.type == 'RepeatAugSampler') == repeated
 
 
 @pytest.mark.parametrize(('name', 'with_mask'), [

@@ -37,6 +37,8 @@ def convert(src: str, dst: str, system: str) -> None:
     print(f'{src}: {found.matched} of {found.total} parameters of {SYSTEMS[system].backbone} {arch} matched')
     if not found.complete:
         raise CheckpointError(f'{src} is no published {system}; nearest to it is {arch}: {found.problems()}')
+    if found.added:
+        print(f'a classifier\'s: the norms of returned maps ({len(found.added)} parameters) are not in it and will start anew')
     content = io.BytesIO()  # for torch's own writing to a full disk does not say what is wrong
     torch.save(dict(state_dict=state_dict, meta=dict(system=system, arch=arch)), content)
     write_whole(dst, lambda unfinished: unfinished.write_bytes(content.getbuffer()))

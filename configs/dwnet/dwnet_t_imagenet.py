@@ -6,3 +6,4 @@ _base_ = [
 model = dict(
     backbone=dict(_delete_=True, type='DWNet', arch='t', out_indices=(3, ), drop_path_rate=0.2),
     head=dict(in_channels=768))
+train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))  # no repeated augmentation

@@ -8,3 +8,4 @@ model = dict(
             layer_scale=1e-5),
         drop_path_rate=0.5),
     head=dict(in_channels=1536))
+train_dataloader = dict(batch_size=32)

@@ -8,3 +8,4 @@ model = dict(
             layer_scale=1e-5),
         drop_path_rate=0.3),
     head=dict(in_channels=768))
+train_dataloader = dict(batch_size=32)

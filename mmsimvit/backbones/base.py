@@ -45,11 +45,13 @@ class PyramidBackbone(BaseModule):
             no gradient and stay in eval mode.
         drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
-        init_cfg: as in mmengine. A ``Pretrained`` checkpoint must hold every parameter of the backbone, in its shape;
-            the ``backbone.`` prefix of a detector's, segmentor's or classifier's checkpoint is found without being told.
+        init_cfg: as in mmengine. A ``Pretrained`` checkpoint must hold every parameter of the backbone, in its shape, but
+            norms that classifiers lack (``adds_norms``); tables of positions are resampled from other sizes. The
+            ``backbone.`` prefix of a detector's, segmentor's or classifier's checkpoint is found without being told.
 
     Attributes:
         out_channels, strides: tuples, one entry for each returned map.
+        stage_strides: a tuple, one entry for each of the four stages.
 
     Raises:
         ValueError: for an argument that names no variant, no stage or no rate.
@@ -58,7 +60,7 @@ class PyramidBackbone(BaseModule):
     arch_zoo: dict[str, dict] = {}
     arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
     block_type: type[nn.Module] = Block
-    adds_norms = True  # to the returned maps, which classifiers lack, so that they may be missing in a checkpoint
+    adds_norms = False  # to the returned maps, which classifiers lack, so that those of a stage may be missing in a checkpoint
 
     def __init__(self, arch: str | Mapping, patch_sizes: Sequence[int], in_channels: int, out_indices: Sequence[int],
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):
@@ -79,8 +81,8 @@ class PyramidBackbone(BaseModule):
         self.with_cp = with_cp
         self.num_built = self.out_indices[-1] + 1
         self.out_channels = tuple(self.arch['embed_dims'][i] for i in self.out_indices)
-        strides = tuple(accumulate(patch_sizes, mul))
-        self.strides = tuple(strides[i] for i in self.out_indices)
+        self.stage_strides = tuple(accumulate(patch_sizes, mul))
+        self.strides = tuple(self.stage_strides[i] for i in self.out_indices)
         self.depths = tuple(self.arch['depths'])
         # Over all four stages, built or not, so that a backbone cut short is the beginning of the whole one.
         rates = iter(np.linspace(0, drop_path_rate, sum(self.depths)).tolist())
@@ -187,8 +189,8 @@ class PyramidBackbone(BaseModule):
         return before + self.depths[int(stage)] if part == 'norm' else before, num_layers
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters of norms and of relative position biases, which the published dense-prediction recipes
-        train without weight decay."""
+        """Names of the parameters of norms and of relative position biases, for fine-tuning with layer-wise learning rate
+        decay, as Swin's recipe has it. (The papers' own recipes differ in this; the configs follow those.)"""
         return {f'{prefix}.{name}' for prefix, module in self.named_modules()
-                if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm, RelativePositionBias))
+                if isinstance(module, (nn.LayerNorm, RelativePositionBias)) or hasattr(module, 'running_mean')
                 for name, _ in module.named_parameters(recurse=False)}

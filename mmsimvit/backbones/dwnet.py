@@ -51,12 +51,18 @@ class DynamicDepthwiseConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
-        if len(x) == 1 and self.bn.training and isinstance(self.bn, nn.BatchNorm2d):
+        if self.bn.training and x.shape[0] == 1 and isinstance(self.bn, nn.BatchNorm2d):
             raise ValueError("a dynamic DWNet's kernels go through a batch norm over the images, which needs two of them in "
-                             "each process; take a larger batch, sync_bn='torch' with several processes, or freeze the stages")
+                             'each process; take a larger batch and leave out an incomplete last one (drop_last=True of the '
+                             "data loader, or of its batch_sampler), sync_bn='torch' with several processes, or freeze the "
+                             'stages')
         kernels = self.conv2(F.relu(self.bn(self.conv1(x.mean((2, 3), keepdim=True)))))
-        kernels = kernels.reshape(-1, 1, KERNEL_SIZE, KERNEL_SIZE)
         batch, channels = x.shape[:2]
+        if torch.compiler.is_exporting():  # a number of groups that is not known is no convolution of an exported graph
+            windows = F.pad(x, (KERNEL_SIZE // 2, ) * 4).unfold(2, KERNEL_SIZE, 1).unfold(3, KERNEL_SIZE, 1)
+            kernels = kernels.view(batch, channels, 1, 1, KERNEL_SIZE, KERNEL_SIZE)
+            return (windows * kernels).sum((-2, -1)) + self.bias[:, None, None]
+        kernels = kernels.reshape(-1, 1, KERNEL_SIZE, KERNEL_SIZE)
         out = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, padding=KERNEL_SIZE // 2, groups=batch * channels)
         return out.view_as(x) + self.bias[:, None, None]
 
@@ -146,9 +152,12 @@ class DWNet(PyramidBackbone):
 
     ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
     outputs and the errors.
+    Each returned map has a norm of its own: name in ``out_indices`` the maps that are used and no others (with
+    ``FPN(start_level=1)``, stages 1 to 3), or distributed training stops at parameters without gradient.
     """
 
     block_type = Block
+    adds_norms = True
     arch_zoo = {
         prefix + size: dict(embed_dims=(dims, 2 * dims, 4 * dims, 8 * dims), depths=depths, mlp_ratios=(4, 4, 4, 4),
                             kernels=kernels, channels_per_kernel=channels, dense=kernels != 'inhomogeneous')

@@ -1,5 +1,6 @@
 """GC ViT: Global Context Vision Transformers (Hatamizadeh et al., ICML 2023, arXiv 2206.09959)."""
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import FFN, Block, RelativePositionBias, multi_head_attention, split_into_patches
+from ..layers import FFN, Block, RelativePositionBias, divide, multi_head_attention, split_into_patches
 from .base import PyramidBackbone
 
 PATCH_SIZES = (4, 2, 2, 2)
@@ -90,7 +91,9 @@ class GlobalQuery(nn.Module):
             x = mbconv(x)
             if self.num_pools:
                 x = max_pool(x)
-        x = F.interpolate(x, size=(self.window_size, self.window_size), mode='bicubic', align_corners=False)
+        size = (self.window_size, self.window_size)
+        if torch.compiler.is_compiling() or x.shape[2:] != size:
+            x = F.interpolate(x, size=size, mode='bicubic', align_corners=False)
         return x.flatten(2).transpose(1, 2)
 
 
@@ -120,16 +123,20 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, global_query: Tensor | None = None) -> Tensor:
         """``(B, H, W, C)``, and ``(B, window_size * window_size, C)`` if global -> ``(B, H, W, C)``."""
-        batch, height, width, _ = x.shape
-        x = split_into_windows(x, self.window_size)
+        size, (batch, height, width, _) = self.window_size, x.shape
+        x = split_into_windows(x, size)
         if global_query is None:
             query, key, value = self.qkv(x).chunk(3, -1)
         else:
             key, value = self.kv(x).chunk(2, -1)
-            query = global_query[:, None].expand(-1, x.shape[0] // batch, -1, -1).flatten(0, 1)
-        bias = self.position_bias(self.window_size, self.window_size)
-        x = self.proj(multi_head_attention(query, key, value, self.num_heads, bias))
-        return merge_windows(x, self.window_size, batch, height, width)
+            query = global_query[:, None].expand(-1, key.shape[0] // batch, -1, -1).flatten(0, 1)
+        bias = self.position_bias(size, size)
+        rows, columns = size, size
+        if not torch.compiler.is_compiling() and min(height, width) < size:  # of a window that is never full
+            rows, columns = min(height, size), min(width, size)
+            query, bias = (y.unflatten(1, (size, size))[:, :rows, :columns].flatten(1, 2) for y in (query, bias))
+        x = multi_head_attention(query, key, value, self.num_heads, bias)
+        return self.proj(merge_windows(x, (rows, columns), batch, height, width))
 
 
 def split_into_windows(x: Tensor, size: int) -> Tensor:
@@ -147,21 +154,14 @@ def split_into_windows(x: Tensor, size: int) -> Tensor:
     return x[:, :, row[:, :, None], column[:, None]].permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
 
 
-def merge_windows(x: Tensor, size: int, batch: int, height: int, width: int) -> Tensor:
-    """``(B * windows, size * size, C)`` -> ``(B, H, W, C)``, without the padding."""
-    rows, columns = ((length + size - 1) // size for length in (height, width))
+def merge_windows(x: Tensor, size: tuple[int, int], batch: int, height: int, width: int) -> Tensor:
+    """``(B * windows, size[0] * size[1], C)`` -> ``(B, H, W, C)``, without the padding."""
+    rows, columns = ((length + part - 1) // part for length, part in zip((height, width), size))
     if not torch.compiler.is_compiling():
-        x = x.view(batch, rows, columns, size, size, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x = x.view(batch, rows, columns, *size, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return x[:, :height, :width]
-    row, column = (divide(torch.arange(length, device=x.device), size) for length in (height, width))
-    return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None] * size + column[1]]
-
-
-def divide(index: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    """Quotient and remainder, for a trace in which the divisor is a symbol."""
-    divisor = torch.full_like(index, divisor)
-    quotient = torch.div(index, divisor, rounding_mode='floor')
-    return quotient, index - quotient * divisor
+    row, column = (divide(torch.arange(length, device=x.device), part) for length, part in zip((height, width), size))
+    return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None] * size[1] + column[1]]
 
 
 class Stage(layers.Stage):
@@ -192,15 +192,19 @@ class GCViT(PyramidBackbone):
             ``embed_dims``, ``depths``, ``num_heads``, ``mlp_ratios`` and ``window_sizes``, each with one number for every
             stage, and ``layer_scale``, the initial factor of residual branches, or None for none. The named variants have
             windows of 24, as published detectors; published classifiers have 7, 7, 14, 7, and their tables of relative
-            position biases are resampled when they are loaded.
+            position biases are resampled when they are loaded. In stage 3 queries are pooled unless the window is 14, as for
+            224 x 224 pixels; the published classifiers of 384 x 384 and 512 x 512 do not pool there and cannot be expressed.
         in_channels: channels of the input image.
         drop_path_rate: as published for ImageNet 0.2 for ``xxtiny``, ``xtiny`` and ``tiny``, 0.25 for ``tiny2``, 0.3 for
             ``small``, 0.35 for ``small2``, 0.5 for ``base`` and ``large``.
 
     ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
     outputs and the errors.
+    Each returned map has a norm of its own: name in ``out_indices`` the maps that are used and no others (with
+    ``FPN(start_level=1)``, stages 1 to 3), or distributed training stops at parameters without gradient.
     """
 
+    adds_norms = True
     arch_zoo = {
         name: dict(embed_dims=(dims, 2 * dims, 4 * dims, 8 * dims), depths=depths,
                    num_heads=(dims // 32, dims // 16, dims // 8, dims // 4), mlp_ratios=(mlp_ratio, ) * 4,
@@ -217,7 +221,7 @@ class GCViT(PyramidBackbone):
         )
     }
     arch_rules = {
-        'layer_scale': ('None or a positive number', lambda value: value is None or (isinstance(value, float) and value > 0)),
+        'layer_scale': ('None or a positive number', lambda value: value is None or (isinstance(value, Real) and value > 0)),
     }
 
     def __init__(self,

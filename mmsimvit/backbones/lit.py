@@ -1,5 +1,6 @@
 """LIT: Less is More: Pay Less Attention in Vision Transformers (Pan et al., AAAI 2022, arXiv 2105.14217)."""
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -7,12 +8,22 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import FFN, Block, PatchEmbed, RelativePositionBias, Stage, multi_head_attention, pad_for_patches, spread_rows
+from ..layers import (
+    FFN,
+    Block,
+    PatchEmbed,
+    RelativePositionBias,
+    Stage,
+    fit_loaded,
+    multi_head_attention,
+    pad_for_patches,
+    spread_rows,
+)
 from .base import PyramidBackbone, is_positive, is_sequence
 
 PATCH_SIZES = (4, 2, 2, 2)
-# Of the biases that exist at once. On a CPU, larger ones would come from the system anew each time, page by page.
-CHUNK_BYTES = dict(cpu=1 << 24, other=1 << 26)
+# Of the biases that exist at once. Much smaller ones are slower, and leave holes in glibc's heap.
+CHUNK_BYTES = 1 << 26
 ATTENTION_FROM = 2  # the first stage, from 0, whose blocks attend; the blocks before it are FFNs alone
 
 
@@ -38,13 +49,21 @@ class DeformableMerging(nn.Module):
         self.conv = nn.Conv2d(in_channels, embed_dims, 2, 2)  # holds the deformable convolution's parameters
         self.offset = nn.Conv2d(in_channels, 8, 2, 2)  # (down, right) for each tap, in pixels of the input
         self.norm = nn.BatchNorm2d(embed_dims)
+        self.reset_offset()
+
+    def reset_offset(self) -> None:
+        """Offsets begin at zero, so that training starts from plain merging."""
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
         x = pad_for_patches(x, 2)
-        dtype = self.conv.weight.dtype  # the operator takes one dtype, autocast or not, and bfloat16 not at all
-        x = self.deform_conv2d(x.to(dtype), self.offset(x).to(dtype), self.conv.weight, self.conv.bias, stride=2)
-        return F.gelu(self.norm(x)).permute(0, 2, 3, 1)
+        # The operator takes tensors of one dtype, autocast or not, and not bfloat16.
+        dtype = self.conv.weight.dtype
+        tensors = (x, self.offset(x), self.conv.weight, self.conv.bias)
+        y = self.deform_conv2d(*(t.float() if dtype == torch.bfloat16 else t.to(dtype) for t in tensors), stride=2)
+        return F.gelu(self.norm(y.to(dtype))).permute(0, 2, 3, 1)
 
 
 class PositionEmbedding(nn.Module):
@@ -54,14 +73,25 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(1, dims, grid, grid))
         self.reset_parameters()
+        self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.embedding, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        embedding = F.interpolate(self.embedding, size=x.shape[1:3], mode='bilinear', align_corners=False)
-        return x + embedding.permute(0, 2, 3, 1)
+        return x + resize(self.embedding, x.shape[1:3]).permute(0, 2, 3, 1)
+
+    def fit_state_dict(self, state_dict: dict, prefix: str) -> None:
+        """Resize, in place of the entry, embeddings that were learned for another grid."""
+        embedding = state_dict.get(f'{prefix}embedding')
+        if isinstance(embedding, Tensor) and embedding.is_floating_point() and embedding.dim() == 4:
+            state_dict[f'{prefix}embedding'] = resize(embedding, self.embedding.shape[2:])
+
+
+def resize(embedding: Tensor, size: tuple[int, int]) -> Tensor:
+    """``(1, C, h, w)`` -> ``(1, C, *size)``."""
+    return F.interpolate(embedding, size=size, mode='bilinear', align_corners=False)
 
 
 class Attention(nn.Module):
@@ -88,14 +118,10 @@ class Attention(nn.Module):
         return self.proj(out.unflatten(1, x.shape[1:3]))
 
     def _attend_with_bias(self, query: Tensor, key: Tensor, value: Tensor, height: int, width: int) -> Tensor:
-        columns = self.position_bias.spread_columns(height, width)
-        if torch.compiler.is_compiling():
-            return self._attend_rows(query, key, value, columns, height, width)
-        bytes_per_row = self.num_heads * height * width**2 * columns.element_size()
-        step = max(CHUNK_BYTES['cpu' if query.device.type == 'cpu' else 'other'] // bytes_per_row, 1)
-        if step >= height:
-            return self._attend_rows(query, key, value, columns, height, width)
-        outs = []
+        if torch.compiler.is_compiling() or self.num_heads * (height * width)**2 * query.element_size() <= CHUNK_BYTES:
+            return multi_head_attention(query, key, value, self.num_heads, self.position_bias(height, width))
+        step = max(CHUNK_BYTES // (self.num_heads * height * width**2 * query.element_size()), 1)
+        columns, outs = self.position_bias.spread_columns(height, width), []
         for first in range(0, height, step):
             last = min(first + step, height)
             inputs = (query[:, first * width:last * width], key, value, columns[:, first:last + height - 1], height, width)
@@ -128,8 +154,8 @@ class LIT(PyramidBackbone):
     at the bottom and right before each merging, where the published code drops the remainder.
 
     Args:
-        arch: ``ti``, ``s``, ``m`` or ``b``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` (those of stages 1 and 2
-            stand for nothing) and ``mlp_ratios``, each with one number for every stage; ``position_grids``, the sizes of the
+        arch: ``ti``, ``s``, ``m`` or ``b``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` (in stages 1 and 2
+            nothing uses them) and ``mlp_ratios``, each with one number for every stage; ``position_grids``, the sizes of the
             four grids that absolute position embeddings are stored for, or None; ``bias_grids``, the sizes of the two grids
             that the relative position biases of stages 3 and 4 are stored for, or None; ``norm_eps``, of the norms in
             blocks; and ``map_norms``, the stages, from 0, whose maps are normalised.
@@ -140,6 +166,7 @@ class LIT(PyramidBackbone):
     outputs and the errors.
     """
 
+    adds_norms = True
     arch_zoo = {
         'ti': dict(embed_dims=(64, 128, 320, 512), depths=(3, 4, 6, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4),
                    position_grids=(56, 28, 14, 7), bias_grids=None, norm_eps=1e-6, map_norms=()),
@@ -154,7 +181,7 @@ class LIT(PyramidBackbone):
         'position_grids': ('None or 4 positive whole numbers', lambda value: value is None or is_numbers(value, 4)),
         'bias_grids': ('None or 2 positive whole numbers, for stages 3 and 4',
                        lambda value: value is None or is_numbers(value, 2)),
-        'norm_eps': ('a positive number', lambda value: isinstance(value, float) and value > 0),
+        'norm_eps': ('a positive number', lambda value: isinstance(value, Real) and value > 0),
         'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
     }
 
@@ -187,9 +214,8 @@ class LIT(PyramidBackbone):
         self.freeze()
 
     def init_random_weights(self) -> None:
-        """Draw the published random initialisation. Offsets begin at zero, so that training starts from plain merging."""
+        """Draw the published random initialisation."""
         super().init_random_weights()
         for module in self.modules():
             if isinstance(module, DeformableMerging):
-                nn.init.zeros_(module.offset.weight)
-                nn.init.zeros_(module.offset.bias)
+                module.reset_offset()

@@ -124,7 +124,6 @@ class SimViT(PyramidBackbone):
     :class:`PyramidBackbone`, as are the outputs and the errors.
     """
 
-    adds_norms = False
     arch_zoo = {
         'micro': dict(embed_dims=(32, 64, 160, 256), depths=(2, 3, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
         'tiny': dict(embed_dims=(64, 128, 320, 512), depths=(2, 4, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),

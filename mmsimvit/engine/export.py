@@ -67,7 +67,8 @@ class Exportable(nn.Module):
         found = match(module, weights)
         if found.matched < found.total:
             raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of the {self.part} '
-                                  f'of {type(self.model).__name__}: {found.problems()}; is it of this config?')
+                                  f'of {type(self.model).__name__}: '
+                                  f'{found.problems() or "it lacks " + ", ".join(found.added[:3])}; is it of this config?')
         module.load_state_dict(weights, strict=False)
         return checkpoint.get('meta') or {}
 

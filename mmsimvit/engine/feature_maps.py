@@ -2,9 +2,7 @@
 import importlib.util
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import accumulate
 from math import ceil
-from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -155,15 +153,13 @@ def _record(network: nn.Module, inputs: Tensor, modules: Sequence[nn.Module]) ->
 def get_feature_maps(backbone: nn.Module, view: View) -> list[tuple[int, Tensor]]:
     """Stride and map ``(C, h, w)`` of each stage; of another kind of backbone, of each map that it returns."""
     if isinstance(backbone, PyramidBackbone):
-        return [(stride, out[0]) for stride, (_, out) in
-                zip(_strides(backbone), _record(backbone, view.inputs, list(backbone.stages)))]
+        outs = [out for _, out in _record(backbone, view.inputs, list(backbone.stages))]
+        with torch.no_grad():
+            maps = [stage.get_map(out) for stage, out in zip(backbone.stages, outs)]
+        return [(stride, out[0]) for stride, out in zip(backbone.stage_strides, maps)]
     with torch.no_grad():
         maps = backbone(view.inputs)
     return [(ceil(view.inputs.shape[-1] / out.shape[-1]), out[0]) for out in maps]
-
-
-def _strides(backbone: PyramidBackbone) -> list[int]:
-    return list(accumulate((stage.patch_embed.patch_size for stage in backbone.stages), mul))
 
 
 def get_principal_components(features: Tensor) -> np.ndarray:
@@ -238,7 +234,7 @@ def get_pixel_attention(backbone: nn.Module, view: View, column: int, row: int, 
     records = _record(backbone, view.inputs, [attention for _, _, attention in chosen])
     found = []
     for (stage, number, attention), (x, _) in zip(chosen, records):
-        stride = _strides(backbone)[stage - 1]
+        stride = backbone.stage_strides[stage - 1]
         i, j = row // stride, column // stride
         kernel_size = getattr(attention, 'kernel_size', None)
         if kernel_size is None:

@@ -1,6 +1,9 @@
 """What mmengine's FSDP strategy needs of us."""
+from collections.abc import Iterator
+
 import torch
 from mmengine._strategy import FSDPStrategy
+from mmengine.model import convert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS, STRATEGIES
 from torch import nn
@@ -17,14 +20,34 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     A block is what :attr:`PyramidBackbone.block_type` says; what is in no block (patch embeddings, neck, heads) is one unit
     together.
     """
-    blocks = tuple(backbone.block_type for backbone in PyramidBackbone.__subclasses__())
-    return recurse or isinstance(module, blocks)
+    return recurse or isinstance(module, tuple(_block_types(PyramidBackbone)))
+
+
+def _block_types(backbone: type[PyramidBackbone]) -> Iterator[type[nn.Module]]:
+    yield backbone.block_type
+    for inherited in backbone.__subclasses__():
+        yield from _block_types(inherited)
 
 
 @STRATEGIES.register_module()
 class ShardedStrategy(FSDPStrategy):
-    """mmengine's FSDP strategy, with the order of arguments that torch 2 has for the optimizer of a resumed training, and with
-    clipping over all shards."""
+    """mmengine's FSDP strategy, with the order of arguments that torch 2 has for the optimizer of a resumed training, with
+    clipping over all shards, and with synchronized batch norms.
+
+    Args:
+        sync_bn: as a config's ``sync_bn`` for other trainings, ``torch`` or ``mmcv``.
+        **kwargs: those of mmengine's strategy.
+    """
+
+    def __init__(self, *, sync_bn: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.sync_bn = sync_bn
+
+    def convert_model(self, model: nn.Module) -> nn.Module:
+        return convert_sync_batchnorm(model, self.sync_bn) if self.sync_bn else model
+
+    def _wrap_model(self, model: nn.Module) -> None:
+        return super()._wrap_model(self.convert_model(model))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         optimizer = self.optim_wrapper.optimizer

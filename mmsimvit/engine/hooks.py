@@ -45,6 +45,10 @@ class CheckpointMatchHook(Hook):
         if found.matched == 0:
             raise CheckpointError(f'checkpoint {runner._load_from} gives none of the {found.total} parameters of '
                                   f'{type(model).__name__}: {found.problems()}; is it of this config?')
+        if runner._resume and found.resampled:
+            raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: {found.resampled[0]} and '
+                                  f'{len(found.resampled) - 1} others were trained in another size; set the sizes of windows '
+                                  'or grids that it was trained with, or start from it with load_from')
         if runner._resume and not found.complete:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: it gives {found.matched} of '
                                   f'{found.total} parameters; {found.problems()}; is it of this config?')

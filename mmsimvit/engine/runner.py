@@ -4,6 +4,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
+from .launch import SHARDED_STRATEGY
 
 
 class _CheckedData:
@@ -27,6 +28,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """The runner of a whole config: mmengine's FlexibleRunner if it has a ``strategy``, such as FSDP."""
     if not cfg.get('strategy'):
         return CheckedDataRunner.from_cfg(cfg)
+    if cfg.get('sync_bn') and cfg.strategy.type == SHARDED_STRATEGY:  # which mmengine's strategies do not look at
+        cfg.strategy.setdefault('sync_bn', cfg.sync_bn)
     runner = CheckedDataFlexibleRunner.from_cfg(cfg)
     runner._compile = cfg.get('compile') or False  # which mmengine 0.10 takes as an argument, but not from a config
     return runner

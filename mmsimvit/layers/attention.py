@@ -1,3 +1,4 @@
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,10 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
     """
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     if bias is not None:
-        bias = bias.to(query.dtype)  # autocast leaves that of parameters as it is
+        bias = bias[None].to(query.dtype)  # autocast leaves that of parameters as it is; three dimensions have no fast kernel
+        # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole.
+        if bias.requires_grad and query.device.type == 'cpu' and dropout_p == 0 and not torch.compiler.is_compiling():
+            logits = (query * query.shape[-1]**-0.5) @ key.transpose(-2, -1)
+            return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_p)
     return out.transpose(1, 2).flatten(2)

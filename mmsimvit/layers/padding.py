@@ -1,4 +1,4 @@
-"""Padding of maps with zeros at the bottom and right, in forms that a trace can follow for any height and width."""
+"""Padding of maps with zeros at the bottom and right, and places in them, in forms that a trace can follow for any size."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +17,8 @@ def pad_for_patches(x: Tensor, size: int) -> Tensor:
 
 def split_into_patches(x: Tensor, size: int) -> Tensor:
     """``(B, C, H, W)`` -> ``(B, C, ceil(H / size), ceil(W / size), size, size)``."""
-    return pad_for_patches(x, size).unfold(2, size, size).unfold(3, size, size)
+    x = pad_for_patches(x, size) if torch.compiler.is_compiling() else pad_to_multiple(x, size)
+    return x.unfold(2, size, size).unfold(3, size, size)
 
 
 def pad_to_multiple(x: Tensor, size: int) -> Tensor:
@@ -37,3 +38,10 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
             x = x.index_select(dim, torch.arange(length, device=x.device))
         return x
     return x[:, :, :height, :width]
+
+
+def divide(index: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder, also where a trace has a symbol for the divisor."""
+    divisor = torch.full_like(index, divisor)
+    quotient = torch.div(index, divisor, rounding_mode='floor')
+    return quotient, index - quotient * divisor

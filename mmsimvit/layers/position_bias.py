@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .padding import divide
+
 
 class RelativePositionBias(nn.Module):
     """A learned bias of attention for each head and each displacement between two positions of a grid (Swin, 2103.14030,
@@ -21,14 +23,18 @@ class RelativePositionBias(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.empty((2 * grid - 1)**2, num_heads))
         self.reset_parameters()
-        self.register_load_state_dict_pre_hook(self._resample_loaded)
+        self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, height: int, width: int) -> Tensor:
         """The bias ``(num_heads, height * width, height * width)`` of queries (second) and keys (third dimension)."""
-        return spread_rows(self.spread_columns(height, width), height, height, width)
+        if not torch.compiler.is_compiling():
+            return spread_rows(self.spread_columns(height, width), height, height, width)
+        table = resample_table(self.table, 2 * height - 1, 2 * width - 1)
+        row, column = divide(torch.arange(height * width, device=table.device), width)
+        return table[:, row[:, None] - row + (height - 1), column[:, None] - column + (width - 1)]
 
     def spread_columns(self, height: int, width: int) -> Tensor:
         """The bias by displacement of rows, column of the query and column of the key:
@@ -40,14 +46,15 @@ class RelativePositionBias(nn.Module):
         """Resample, in place of the entry, a table that was learned for another grid."""
         table = state_dict.get(f'{prefix}table')
         size = isqrt(len(self.table))
-        if not isinstance(table, Tensor) or table.dim() != 2 or len(table) == len(self.table):
+        if not isinstance(table, Tensor) or not table.is_floating_point() or table.dim() != 2 or len(table) == len(self.table):
             return
         if isqrt(len(table))**2 == len(table) > 0:
             state_dict[f'{prefix}table'] = resample_table(table, size, size).flatten(1).t().contiguous()
 
-    @staticmethod
-    def _resample_loaded(module: 'RelativePositionBias', state_dict: dict, prefix: str, *_) -> None:
-        module.fit_state_dict(state_dict, prefix)
+
+def fit_loaded(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """A hook before loading, for modules with ``fit_state_dict``."""
+    module.fit_state_dict(state_dict, prefix)
 
 
 def spread_rows(columns: Tensor, count: int, height: int, width: int) -> Tensor:
@@ -66,4 +73,6 @@ def displacements(queries: int, keys: int, device: torch.device) -> Tensor:
 def resample_table(table: Tensor, height: int, width: int) -> Tensor:
     """``(n * n, heads)`` -> ``(heads, height, width)``, bicubic (a = -0.75, without antialiasing)."""
     table = table.t().unflatten(1, (isqrt(len(table)), -1))
+    if isinstance(height, int) and table.shape[1:] == (height, width):  # not a symbol, which would be fixed by comparing it
+        return table
     return F.interpolate(table[None], size=(height, width), mode='bicubic', align_corners=False)[0]

@@ -89,7 +89,7 @@ class Stage(nn.Module):
         """``block(x, *context)``, recomputed in the backward pass if the stage is to."""
         if not self.with_cp or not torch.is_grad_enabled():
             return block(x, *context)
-        norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        norms = [module for module in block.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...
         if not norms or torch.compiler.is_compiling():  # whose checkpoints take no such contexts
             return checkpoint(block, x, *context, use_reentrant=False)
         return checkpoint(block, x, *context, use_reentrant=False,

@@ -23,16 +23,17 @@ def inhomogeneous_conv(x: Tensor, kernels: Tensor, group_size: int) -> Tensor:
         group_size: how many consecutive channels share a kernel; divides C.
 
     Returns:
-        ``(B, C, H, W)``, contiguous, in the dtype of ``x``; summed in float32 at least. Its memory and that of the backward
-        pass are a few times the map's beside that of the kernels, on a CPU less.
+        ``(B, C, H, W)``, in the dtype of ``x``, summed in float32 at least. Its memory and that of the backward pass are a
+        few times the map's beside that of the kernels, on a CPU less. (Graphs of ``torch.export`` unfold, and sum in the
+        dtype.)
 
     Raises:
         ValueError: for shapes that do not fit.
     """
     groups = _check(x, kernels, group_size)
     kernels = kernels.to(x.dtype)
-    if torch.onnx.is_in_onnx_export() or (not torch.compiler.is_compiling()
-                                          and torch._C._are_functorch_transforms_active()):
+    if torch.compiler.is_exporting() or (not torch.compiler.is_compiling()
+                                         and torch._C._are_functorch_transforms_active()):
         return _composite(x, kernels, groups)
     return _inhomogeneous_conv(x, kernels, groups)
 
@@ -108,9 +109,9 @@ def _windows(padded: Tensor, weights: Tensor) -> Iterator[tuple[int, Tensor]]:
 def _composite(x: Tensor, kernels: Tensor, groups: int) -> Tensor:
     """The same by differentiable operations, with every tap's copy of the map."""
     size = isqrt(kernels.shape[1] // groups)
-    windows = F.pad(x, (size // 2, ) * 4).unfold(2, size, 1).unfold(3, size, 1)  # (B, C, H, W, size, size)
-    kernels = kernels.unflatten(1, (groups, 1, size, size)).permute(0, 1, 2, 5, 6, 3, 4)
-    return (windows.unflatten(1, (groups, -1)) * kernels).sum((-2, -1)).flatten(1, 2)
+    windows = F.unfold(x, size, padding=size // 2).unflatten(1, (groups, -1, size**2))  # (B, groups, channels, taps, H * W)
+    kernels = kernels.flatten(2).unflatten(1, (groups, 1, size**2))
+    return (windows * kernels).sum(3).flatten(1, 2).unflatten(2, x.shape[2:])
 
 
 @_inhomogeneous_conv.register_fake

@@ -54,3 +54,17 @@ def test_weight_decay_is_left_out_for_names_with_norm_in_detectors():
 def test_refuses_bad_archs(change, message):
     with pytest.raises(ValueError, match=message):
         DWNet({**DWNet.arch_zoo['t'], **change})
+
+
+def test_initialisation_is_the_published():
+    torch.manual_seed(0)
+    model = DWNet('t')
+    model.init_weights()
+    linear = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, torch.nn.Linear)])
+    assert linear.std().item() == pytest.approx(0.02, rel=0.01)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            assert not module.bias.any()
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 10000:  # torch's own
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((1 / (3 * fan_in))**0.5, rel=0.05)

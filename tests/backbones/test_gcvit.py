@@ -32,7 +32,7 @@ def test_windows_are_split_and_merged():
     assert windows.shape == (2 * 2 * 3, 9, 1)
     assert windows[1, :, 0].tolist() == [3, 4, 5, 10, 11, 12, 17, 18, 19]  # the second of the first row
     assert windows[5, :, 0].tolist() == [27, 0, 0, 34, 0, 0, 0, 0, 0]  # the last, with padding
-    assert torch.equal(merge_windows(windows, 3, 2, 5, 7), x)
+    assert torch.equal(merge_windows(windows, (3, 3), 2, 5, 7), x)
 
 
 def test_padding_is_not_masked():
@@ -58,3 +58,17 @@ def test_layer_scale_begins_small_where_it_is():
 def test_a_stage_without_global_block_has_no_queries():
     model = GCViT({**CLASSIFIER, 'depths': (1, 2, 1, 1)})
     assert [stage.global_query is not None for stage in model.stages] == [False, True, False, False]
+
+
+def test_initialisation_is_the_published():
+    torch.manual_seed(0)
+    model = GCViT('xxtiny')
+    model.init_weights()
+    linear = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, torch.nn.Linear)])
+    assert linear.std().item() == pytest.approx(0.02, rel=0.01)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            assert not module.bias.any()
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 10000:  # torch's own
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((1 / (3 * fan_in))**0.5, rel=0.05)

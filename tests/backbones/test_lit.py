@@ -16,6 +16,7 @@ def test_training_starts_from_plain_merging():
     """The offsets are zero, so that the deformable convolution is an ordinary one."""
     torch.manual_seed(0)
     model = LIT('ti', out_indices=(1, ))
+    assert not model.stages[1].patch_embed[0].offset.weight.any()  # also without init_weights
     model.init_weights()
     merging = model.stages[1].patch_embed[0].eval()
     assert not merging.offset.weight.any() and not merging.offset.bias.any()
@@ -55,6 +56,25 @@ def test_position_embeddings_are_resized_wherever_the_grid_differs():
     torch.testing.assert_close(embedding(torch.zeros(1, 28, 28, 4)), embedding.embedding.permute(0, 2, 3, 1))
 
 
+def test_embeddings_and_tables_of_other_grids_are_resized_when_loaded():
+    arch = {**LIT.arch_zoo['ti'], 'depths': (1, 1, 1, 1)}
+    small, large = LIT({**arch, 'position_grids': (8, 4, 2, 1)}), LIT(arch)
+    small.load_state_dict(large.state_dict())
+    for a, b in zip(small.stages, large.stages):
+        embedding = b.patch_embed[1].embedding
+        expected = F.interpolate(embedding, size=a.patch_embed[1].embedding.shape[2:], mode='bilinear')
+        torch.testing.assert_close(a.patch_embed[1].embedding, expected)
+
+
+def test_initialisation_of_positions():
+    torch.manual_seed(0)
+    for arch in ('ti', 's'):
+        model = LIT(arch)
+        model.init_weights()
+        positions = torch.cat([p.flatten() for name, p in model.named_parameters() if 'embedding' in name or 'table' in name])
+        assert positions.std().item() == pytest.approx(0.02, rel=0.02)
+
+
 def test_maps_of_tiny_have_no_norms_and_of_small_three():
     assert [stage.norm is not None for stage in LIT('ti').stages] == [False, False, False, False]
     assert [stage.norm is not None for stage in LIT('s').stages] == [False, True, True, True]
@@ -67,7 +87,7 @@ def test_queries_a_few_rows_at_a_time_are_the_whole(size, monkeypatch):
     attention = Attention(8, 2, 5).double()
     results = []
     for chunk_bytes in (1 << 30, 1, 3 * 2 * size[0] * size[1]**2 * 8):  # at once, each row, three rows
-        monkeypatch.setitem(lit.CHUNK_BYTES, 'cpu', chunk_bytes)
+        monkeypatch.setattr(lit, 'CHUNK_BYTES', chunk_bytes)
         x = torch.randn(2, *size, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):

@@ -1,5 +1,7 @@
 """What must not depend on how a training is run: in one process or two, at once or cut and resumed."""
 
+import logging
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +12,9 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmsimvit import CheckpointError, SimViT
+from mmsimvit import LIT, CheckpointError, SimViT
 from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
+from tests.backbones.table import BACKBONES
 from tests.conftest import ROOT, flatten, options, run
 
 ARCH = dict(embed_dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(2, 2, 2, 2))
@@ -21,16 +24,18 @@ CASES = {
     'recomputed FFN': dict(recompute_ffn=True),
     **{f'{number} frozen': dict(frozen_stages=number) for number in range(5)},
     **{f'stages {"".join(map(str, stages))}': dict(out_indices=stages) for stages in ((0, ), (3, ), (1, 2), (0, 3), (1, ))},
+    'GC ViT': dict(build=BACKBONES['GCViT'][0]),
+    'GC ViT, recomputed': dict(build=BACKBONES['GCViT'][0], with_cp=True, out_indices=(1, 2)),
 }
 
 
 class Pyramid(nn.Module):
     """A backbone, and a layer for each of its maps as a neck has it."""
 
-    def __init__(self, **changes):
+    def __init__(self, build=None, **changes):
         super().__init__()
         torch.manual_seed(0)
-        self.backbone = SimViT(ARCH, drop_path_rate=0.0, **changes)
+        self.backbone = (build or partial(SimViT, ARCH))(drop_path_rate=0.0, **changes)
         self.backbone.init_weights()
         self.neck = nn.ModuleList(nn.Conv2d(channels, 4, 1) for channels in self.backbone.out_channels)
 
@@ -123,6 +128,21 @@ def begin(rank, folder):
 
 def test_processes_that_would_begin_apart_stop(tmp_path):
     torch.multiprocessing.spawn(begin, (str(tmp_path), ), nprocs=2)
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_tables_of_another_size_are_loaded_but_not_resumed(resume):
+    """An optimizer's state does not fit what was resampled."""
+    arch, = BACKBONES['LIT'][0].args
+    trained, other = (LIT({**arch, 'bias_grids': grids}) for grids in ((4, 3), (5, 3)))
+    runner = SimpleNamespace(model=other, logger=logging.getLogger('test'), _load_from='last.pth', _resume=resume)
+    check = partial(CheckpointMatchHook().after_load_checkpoint, runner, dict(state_dict=trained.state_dict()))
+    if not resume:
+        check()
+        return
+    with pytest.raises(CheckpointError, match=r'cannot resume from checkpoint last.pth: stages.2.blocks.0.attn.position_bias'
+                                              '.table and 0 others were trained in another size'):
+        check()
 
 
 FIRST = 'backbone.stages.0.patch_embed.proj.weight'

@@ -26,6 +26,7 @@ from mmsimvit.engine.feature_maps import (
     read_image,
 )
 from mmsimvit.ops.reference import central_attention
+from tests.backbones.table import BACKBONES
 from tests.conftest import ROOT, run
 from tools.visualize import main
 
@@ -221,6 +222,15 @@ def test_heat_is_drawn_where_the_window_lies(view):
     assert [text.get_text() for text in panel.texts] == [f'{weight:.3f}' for weight in found.weights[0].ravel()]
     assert panel.get_xlim() == (31.5, 79.5) and panel.get_ylim() == (31.5, -16.5)
     assert [np.ptp(colour(panel, 35, y)) > 10 for y in (-14, 2, 20)] == [False, True, True]  # zeros outside have no colour
+
+
+@pytest.mark.parametrize('other', ['LIT', 'LIT-Ti', 'GCViT', 'DWNet'])
+def test_feature_maps_of_siblings_are_those_that_are_returned(other, view):
+    backbone = BACKBONES[other][0]().eval().to(view.inputs.dtype)
+    maps = get_feature_maps(backbone, view)
+    assert [stride for stride, _ in maps] == [4, 8, 16, 32]
+    for (_, found), expected in zip(maps, backbone(view.inputs), strict=True):
+        assert torch.equal(found, expected[0])
 
 
 def test_feature_maps_are_those_of_the_backbone(backbone, view):
