@@ -102,12 +102,12 @@ def shrink_model(model):
     if model.type == 'SparseRCNN':
         model.rpn_head.num_proposals = model.test_cfg.rcnn.max_per_img = 20
     if 'rpn_proposal' in (model.get('train_cfg') or {}):
-        model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=20)
-        model.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
-        model.test_cfg.rcnn.max_per_img = 10
+        model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=8)
+        model.test_cfg.rpn.update(nms_pre=100, max_per_img=8)
+        model.test_cfg.rcnn.max_per_img = 8
         regions = model.train_cfg.rcnn
         for part in regions if isinstance(regions, list) else [regions]:
-            part.sampler.num = 16
+            part.sampler.num = 8
 
 
 class Watch(Hook):

@@ -166,7 +166,7 @@ def test_traces_hold_for_other_sizes(build):
                 torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize('name', [*TRACED, 'inhomogeneous DWNet'])
+@pytest.mark.parametrize('name', [*TRACED[1:], 'inhomogeneous DWNet'])  # SimViT: tests/tools/test_export_onnx.py
 def test_onnx_holds_for_other_sizes(name, tmp_path):
     """As tools/export_onnx.py writes it, for any batch too."""
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -199,7 +199,7 @@ def test_first_gradients_of_padded_images_are_those_of_whole_ones(build):
     assert 1 / 5 < norms[1] / norms[0] < 5
 
 
-@pytest.mark.parametrize('name', TRACED)
+@pytest.mark.parametrize('name', ['SimViT', 'GCViT'])  # the others have nothing new to the compiler, which takes long
 def test_compiles_to_one_graph_for_any_size(name):
     torch.manual_seed(0)
     model = BACKBONES[name][0](drop_path_rate=0.0).double()
