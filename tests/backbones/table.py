@@ -37,7 +37,7 @@ BACKBONES = {
         partial(DWNet, dict(**WITHOUT_HEADS, kernels='inhomogeneous', channels_per_kernel=(2, 4, 6, 8), dense=False)),
         {'stages.0.blocks.0.conv.dwconv.conv1.bias': 1, 'stages.3.blocks.0.conv.dwconv.bn.bias': 5}),
 }
-# Export to ONNX takes long; these have every part that is traced in its own way.
-TRACED = ['SimViT', 'LIT', 'GCViT', 'dynamic DWNet']
+# Export to ONNX takes long; these have every part that is traced in its own way. (SimViT: tests/tools/test_export_onnx.py.)
+TRACED = ['LIT', 'GCViT', 'dynamic DWNet', 'inhomogeneous DWNet']
 # Whose first convolutions overlap, so that pixels beyond the border are not the same as more pixels of zeros.
 OVERLAPPING = ['GCViT']

@@ -166,7 +166,7 @@ def test_traces_hold_for_other_sizes(build):
                 torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize('name', [*TRACED[1:], 'inhomogeneous DWNet'])  # SimViT: tests/tools/test_export_onnx.py
+@pytest.mark.parametrize('name', TRACED)
 def test_onnx_holds_for_other_sizes(name, tmp_path):
     """As tools/export_onnx.py writes it, for any batch too."""
     onnxruntime = pytest.importorskip('onnxruntime')
