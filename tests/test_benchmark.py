@@ -1,5 +1,6 @@
 import json
 import re
+import weakref
 from importlib import import_module
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from mmsimvit import SimViT, benchmark
 from mmsimvit.benchmark import published
 from mmsimvit.benchmark.measure import Contestant, measure, ratio
+from mmsimvit.benchmark.memory import kept_bytes
 from mmsimvit.ops import central_attention
 
 
@@ -59,6 +61,13 @@ def test_memory_is_counted_to_the_byte():
     assert it.saved_bytes == pytest.approx(mib, abs=64)
     assert it.peak_bytes['forward'] == pytest.approx(2 * mib, abs=1024)
     assert it.peak_bytes['training'] == pytest.approx(3 * mib, abs=1024)  # the factor and two gradients
+
+
+def test_counting_memory_leaves_nothing_behind():
+    """Functions that keep their own results, such as exp and softmax, were never freed."""
+    made = []
+    kept_bytes(lambda: made.append(weakref.ref(y := torch.ones(3, requires_grad=True).exp())) or y * 2, torch.device('cpu'))
+    assert made[0]() is None
 
 
 def test_contestants_take_turns():

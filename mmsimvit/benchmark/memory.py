@@ -28,7 +28,7 @@ def kept_bytes(call: Callable[[], object], device: torch.device, inputs: Iterabl
 
     def keep(x: Tensor) -> Tensor:
         saved.add(x.untyped_storage().data_ptr())
-        return x
+        return x.detach()  # a node that kept its own output would be a circle, and never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         allocated, outs = _run(call, device)
