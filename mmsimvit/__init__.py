@@ -14,11 +14,12 @@ if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word
 
     from .backbones import LIT, DWNet, GCViT, PyramidBackbone, SimViT
     from .checkpoints import CheckpointError, convert_state_dict
+    from .config_files import ConfigError, find_config
     from .datasets import DataError, generate_shapes
     from .engine import allow_training_checkpoints
 
     allow_training_checkpoints()
 
 __version__ = '0.1.0'
-__all__ = ['LIT', 'CheckpointError', 'DWNet', 'DataError', 'GCViT', 'PyramidBackbone', 'SimViT', 'convert_state_dict',
-           'generate_shapes']
+__all__ = ['LIT', 'CheckpointError', 'ConfigError', 'DWNet', 'DataError', 'GCViT', 'PyramidBackbone', 'SimViT',
+           'convert_state_dict', 'find_config', 'generate_shapes']

@@ -1,12 +1,12 @@
 """What can be measured: implementations of central attention, and backbones."""
 import ast
 import re
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from ..config_files import find_config
 from ..ops import central_attention
 from ..ops.backends import BACKENDS
 from . import published
@@ -96,9 +96,7 @@ def build_backbone(word: str) -> torch.nn.Module:
     if name in PEERS:
         cfg = dict(PEERS[name])
     elif name.endswith('.py'):
-        if not Path(name).is_file():
-            raise ValueError(f'config {name} does not exist')
-        config = Config.fromfile(name)
+        config = Config.fromfile(find_config(name))
         cfg = config.model.backbone
         cfg.pop('init_cfg', None)
     else:

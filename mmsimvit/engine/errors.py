@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..checkpoints import CheckpointError
+from ..config_files import ConfigError
 from ..datasets import DataError
 from .files import CANNOT_WRITE, WriteError
 
@@ -33,7 +34,7 @@ def explain(error: Exception) -> str | None:
     unreadable = re.search(r'failed to load image: (.+)', last_line)  # mmcv.transforms.LoadImageFromFile
     if unreadable:
         return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
-    if isinstance(error, (CheckpointError, DataError)):
+    if isinstance(error, (CheckpointError, ConfigError, DataError)):
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return str(WriteError(error.filename or 'a file', error))

@@ -11,6 +11,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
+from ..config_files import find_config
+
 # By their paths, so that the config in a work dir serves the libraries' own tools as well.
 MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
 RESEED_HOOK = 'mmsimvit.engine.ReseedHook'
@@ -40,11 +42,11 @@ def load_config(args: Namespace) -> Config:
     """The config of a command line, with the settings that the command line replaces.
 
     Raises:
-        FileNotFoundError: if there is no such config.
+        ConfigError: if there is no such config.
         SystemExit: if the library of its ``default_scope`` is not installed.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = Config.fromfile(find_config(args.config))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

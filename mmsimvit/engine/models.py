@@ -33,7 +33,7 @@ def build_model(args: Namespace) -> tuple[Config, nn.Module]:
     """The config of a command line, and its model as the constructors leave it.
 
     Raises:
-        FileNotFoundError: if there is no such config.
+        ConfigError: if there is no such config.
         ModelError: if it has no model.
         SystemExit: if its library is not installed.
     """

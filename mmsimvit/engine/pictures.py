@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config_files import find_config
+
 
 def read_scalars(work_dir: str | Path) -> list[dict]:
     """What all runs in a work dir logged, in the order of time; a run that was cut is followed by the resumed one."""
@@ -73,7 +75,7 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
     from mmengine.registry import DATASETS, DefaultScope
     from mmengine.structures import InstanceData
 
-    cfg = Config.fromfile(config)
+    cfg = Config.fromfile(find_config(str(config)))
     model = init_detector(cfg, str(checkpoint), device='cuda:0' if torch.cuda.is_available() else 'cpu')
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
@@ -159,7 +161,7 @@ def _predictions(config: str | Path, checkpoint: str | Path, num_images: int, sp
     from mmengine.registry import DATASETS, MODELS, DefaultScope
     from mmengine.runner import load_checkpoint
 
-    cfg = Config.fromfile(config)
+    cfg = Config.fromfile(find_config(str(config)))
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = revert_sync_batchnorm(MODELS.build(cfg.model))

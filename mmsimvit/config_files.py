@@ -1,0 +1,33 @@
+"""The configs that mmsimvit brings, found by name wherever it is installed."""
+import difflib
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+# Of an installed wheel, where mim looks for them as well; of a checkout.
+FOLDERS = PACKAGE / '.mim/configs', PACKAGE.parent / 'configs'
+
+
+class ConfigError(ValueError):
+    """A config that does not exist; the message names those that are near."""
+
+
+def find_config(name: str) -> str:
+    """The path of a config.
+
+    Args:
+        name: a file, which is given back as it is; or the name of a config of this project, with or without folder and
+            ending: ``maskrcnn_simvit_t_coco``, ``configs/maskrcnn_simvit_t_coco.py``, ``lit/maskrcnn_lit_ti_coco.py``.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if Path(name).is_file():
+        return name
+    folder = next((folder for folder in FOLDERS if folder.is_dir()), PACKAGE)
+    known = {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}
+    path = known.get(Path(name).stem)
+    if path and Path('/configs', path.relative_to(folder)).with_suffix('').match(str(Path(name).with_suffix(''))):
+        return str(path)
+    near = difflib.get_close_matches(Path(name).stem, known, n=3)
+    raise ConfigError(f'config {name} does not exist, neither as a file nor among the {len(known)} in {folder}'
+                      + (f'; near to it: {", ".join(near)}' if near else ''))

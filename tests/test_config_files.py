@@ -1,0 +1,52 @@
+import shutil
+
+import pytest
+
+from mmsimvit import ConfigError, config_files, find_config
+from tests.conftest import ROOT, run
+
+CONFIGS = ROOT / 'configs'
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_simvit_t_coco', 'maskrcnn_simvit_t_coco.py', 'configs/maskrcnn_simvit_t_coco.py'])
+def test_a_config_is_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == str(CONFIGS / 'maskrcnn_simvit_t_coco.py')
+    assert find_config('lit/lit_ti_imagenet.py') == find_config('lit_ti_imagenet') == str(CONFIGS / 'lit/lit_ti_imagenet.py')
+
+
+def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'maskrcnn_simvit_t_coco.py').touch()
+    assert find_config('maskrcnn_simvit_t_coco.py') == 'maskrcnn_simvit_t_coco.py'
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_simvit_t_cocoo.py', 'lit/maskrcnn_simvit_t_coco.py',
+                                  '/else/maskrcnn_simvit_t_coco.py'])
+def test_an_unknown_config_names_the_nearest(name):
+    with pytest.raises(ConfigError, match=f'config {name} does not exist, neither as .*; near to it: maskrcnn_simvit_t_coco, '):
+        find_config(name)
+
+
+def test_bases_are_not_found_by_name():
+    with pytest.raises(ConfigError):
+        find_config('1x')
+
+
+def test_command_lines_take_names_and_end_with_one_line(tmp_path):
+    out = run('-m', 'mmsimvit.train', 'maskrcnn_simvit_t_coo', cwd=tmp_path, code=1)
+    assert out.strip().splitlines()[-1].startswith('error: config maskrcnn_simvit_t_coo does not exist')
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_installed_wheel_brings_its_own(tmp_path, monkeypatch):
+    """And not what lies beside it in site-packages."""
+    shutil.copytree(CONFIGS, tmp_path / 'mmsimvit/.mim/configs')
+    (tmp_path / 'configs').mkdir()
+    monkeypatch.setattr(config_files, 'FOLDERS', (tmp_path / 'mmsimvit/.mim/configs', tmp_path / 'configs'))
+    assert find_config('simvit_t_imagenet') == str(tmp_path / 'mmsimvit/.mim/configs/simvit_t_imagenet.py')
+
+
+def test_names_are_of_one_config_each():
+    stems = [path.stem for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts]
+    assert len(set(stems)) == len(stems)
