@@ -1,5 +1,8 @@
 PYTHON ?= python3
 TASK ?= detection
+STACK ?= upstream
+TORCH ?=
+VENV := .venv$(if $(filter-out upstream,$(STACK)),-$(STACK))$(if $(TORCH),-torch$(TORCH))
 
 .PHONY: help setup test demo
 help:
@@ -7,13 +10,15 @@ help:
 	@echo '            TASK=segmentation for Semantic FPN, TASK=classification for a classifier'
 	@echo 'make test   set up, run the tests and the linter'
 	@echo 'make setup  set up .venv alone'
+	@echo 'STACK=onedl in each: with the maintained forks of the OpenMMLab packages, in .venv-onedl'
+	@echo 'TORCH=2.6.0 in each: with another version of PyTorch, in .venv-torch2.6.0'
 
 setup:
-	@$(PYTHON) tools/setup_env.py
+	@$(PYTHON) tools/setup_env.py --venv $(VENV) --stack $(STACK) $(if $(TORCH),--torch $(TORCH))
 
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
-	.venv/bin/python -m ruff check .
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m ruff check .
 
 demo: setup
-	.venv/bin/python tools/demo.py --task $(TASK)
+	$(VENV)/bin/python tools/demo.py --task $(TASK)

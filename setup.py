@@ -13,8 +13,8 @@ def version() -> str:
     return line.split("'")[1]
 
 
-def stack() -> list[str]:
-    lines = (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
+def stack(file: str) -> list[str]:
+    lines = (ROOT / file).read_text(encoding='utf-8').splitlines()
     return [line for line in lines if line and not line.startswith('#')]
 
 
@@ -45,5 +45,5 @@ setup(
     # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the
     # OpenMMLab packages have forks of other names with the same import names.
     install_requires=[],
-    extras_require={'stack': stack()},
+    extras_require={'stack': stack('requirements.txt'), 'onedl': stack('requirements-onedl.txt')},
 )

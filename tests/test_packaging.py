@@ -28,7 +28,8 @@ def wheel(tmp_path_factory):
     source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
     for name in ('mmsimvit', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'requirements.txt', 'MANIFEST.in', 'model-index.yml', 'LICENSE'):
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'requirements.txt', 'requirements-onedl.txt', 'MANIFEST.in',
+                 'model-index.yml', 'LICENSE'):
         shutil.copy(ROOT / name, source)
     run('-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--no-index', '-w', target, source, cwd=target)
     return next(target.glob('mmsimvit-*.whl'))

@@ -1,11 +1,13 @@
-"""Set up .venv with the OpenMMLab stack and this project; run again, it repairs or does nothing.
+"""Set up an environment with an OpenMMLab stack and this project; run again, it repairs or does nothing.
 
 Needs Python with venv, a C++ compiler and a package index; pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS ...) are
-honoured. The one package without wheels, mmcv, is compiled once and its wheel kept under $MMSIMVIT_CACHE
-(~/.cache/mmsimvit by default), in a folder named by the versions of mmcv, torch and Python that it was built with.
+honoured. mmcv is taken from its publishers' wheels where there is one for this torch and its ops load. Elsewhere it is compiled
+once and its wheel kept under $MMSIMVIT_CACHE (~/.cache/mmsimvit by default), in a folder named by the versions of mmcv, torch
+and Python that it was built with.
 """
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -16,13 +18,17 @@ import subprocess
 import sys
 import sysconfig
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / '.venv'
-PYTHON = VENV / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
-STAMP = VENV / 'mmsimvit-setup.json'
 SUPPORTED = ((3, 10), (3, 12))
+# The OpenMMLab packages of OpenMMLab, and the forks that others maintain under the same import names.
+STACKS = {'upstream': 'requirements.txt', 'onedl': 'requirements-onedl.txt'}
+# Pages of wheels that mmcv's publishers built, by the version of torch and its build: cpu, cu126 ...
+PUBLISHED = {'mmcv': 'https://download.openmmlab.com/mmcv/dist/{build}/torch{torch}/index.html',
+             'onedl-mmcv': 'https://mmwheels.onedl.ai/simple/{build}-torch{torch}/index.html'}
 # An installation that was cut leaves packages of which pip believes that they are there.
 PROBE = '''
 import importlib.metadata, pip, platform, sys
@@ -33,44 +39,193 @@ print(platform.python_version())
 '''
 
 
-def main() -> None:
-    wanted = fingerprint()
-    if is_done(wanted):
-        print(f'environment {VENV.name} is ready')
-        return
-    check_machine()
-    started = time.time()
-    make_venv()
-    STAMP.unlink(missing_ok=True)
-    requirements = read_requirements()
-    mmcv = next(line for line in requirements if line.startswith('mmcv=='))
-    step('1/4 PyTorch and build tools')
-    pip('install', *[line for line in requirements if line.startswith(('setuptools', 'torch'))], 'wheel', 'ninja')
-    step('2/4 OpenMMLab and development tools')
-    pip('install', *[line for line in requirements if line != mmcv])
-    step(f'3/4 {mmcv}')
-    install_mmcv(mmcv)
-    step('4/4 mmsimvit, editable')
-    pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
-    imported = run_python('import mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain.apis, mmsimvit, pytest')
-    if imported.returncode:
-        stop(f'all is installed but does not load: {last_line(imported.stderr)}')
-    STAMP.write_text(json.dumps(wanted))
-    print(f'environment {VENV.name} is ready after {time.time() - started:.0f} s', flush=True)
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--stack', choices=STACKS, default='upstream', help="OpenMMLab's own packages, or the maintained forks "
+                        '(default: %(default)s)')
+    parser.add_argument('--torch', metavar='VERSION', help='another torch than that of the requirements, such as 2.6.0')
+    parser.add_argument('--venv', type=Path, default=ROOT / '.venv', metavar='DIR', help='folder of the environment (.venv)')
+    args = parser.parse_args(argv)
+    Setup(args.venv.absolute(), read_requirements(args.stack, args.torch)).run()
 
 
-def fingerprint() -> dict:
-    """What the environment depends on."""
-    files = ('requirements.txt', 'requirements-dev.txt', 'setup.py', 'pyproject.toml')
-    texts = b''.join((ROOT / name).read_bytes() for name in files)
-    return dict(python=platform.python_version(), root=str(ROOT), requirements=hashlib.sha256(texts).hexdigest())
+def read_requirements(stack: str, torch: str | None = None) -> list[str]:
+    """What is installed: the lines of a stack's file, with another torch where one is given, and what the tests need."""
+    lines = [line for name in (STACKS[stack], 'requirements-dev.txt') for line in (ROOT / name).read_text().splitlines()
+             if line and not line.startswith('#')]
+    if torch is None:
+        return lines
+    version = re.fullmatch(r'2\.(\d+)\.(\d+)', torch)
+    if not version:
+        stop(f'--torch takes a version such as 2.6.0, got {torch}')
+    others = [line for line in lines if not line.startswith(('torch==', 'torchvision=='))]
+    return [f'torch=={torch}', f'torchvision==0.{int(version[1]) + 15}.{version[2]}', *others]
 
 
-def is_done(wanted: dict) -> bool:
-    try:
-        return json.loads(STAMP.read_text()) == wanted and PYTHON.exists()
-    except (OSError, ValueError):
-        return False
+class Setup:
+    """Of one environment.
+
+    Attributes:
+        venv: its folder.
+        python: its interpreter.
+        stamp: the file that says what is in it, once all is.
+        requirements: what is installed in it, mmcv last and by itself.
+    """
+
+    def __init__(self, venv: Path, requirements: list[str]) -> None:
+        self.venv = venv
+        self.python = venv / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
+        self.stamp = venv / 'mmsimvit-setup.json'
+        self.requirements = requirements
+        self.mmcv = next(line for line in requirements if re.match(r'(onedl-)?mmcv==', line))
+
+    def run(self) -> None:
+        if self.is_done():
+            print(f'environment {self.venv.name} is ready')
+            return
+        check_machine()
+        started = time.time()
+        self.make_venv()
+        self.stamp.unlink(missing_ok=True)
+        step('1/4 PyTorch and build tools')
+        self.pip('install', *[line for line in self.requirements if line.startswith(('setuptools', 'torch'))], 'wheel', 'ninja')
+        step('2/4 OpenMMLab and development tools')
+        self.pip('install', *[line for line in self.requirements if line != self.mmcv])
+        step(f'3/4 {self.mmcv}')
+        self.install_mmcv()
+        step('4/4 mmsimvit, editable')
+        self.pip('install', '--no-deps', '--no-build-isolation', '--editable', str(ROOT))
+        imported = self.run_python('import mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain.apis, mmsimvit, pytest')
+        if imported.returncode:
+            stop(f'all is installed but does not load: {last_line(imported.stderr)}')
+        self.stamp.write_text(json.dumps(self.fingerprint()))
+        print(f'environment {self.venv.name} is ready after {time.time() - started:.0f} s', flush=True)
+
+    def fingerprint(self) -> dict:
+        """What the environment depends on."""
+        metadata = b''.join((ROOT / name).read_bytes() for name in ('setup.py', 'pyproject.toml'))
+        return dict(python=platform.python_version(), root=str(ROOT), requirements=self.requirements,
+                    metadata=hashlib.sha256(metadata).hexdigest())
+
+    def is_done(self) -> bool:
+        try:
+            return json.loads(self.stamp.read_text()) == self.fingerprint() and self.python.exists()
+        except (OSError, ValueError):
+            return False
+
+    def make_venv(self) -> None:
+        """Make the environment; anew if it does not run, is of another Python, or holds a package that is not whole."""
+        if self.python.exists():
+            probe = self.run_python(PROBE)
+            if probe.returncode == 0 and probe.stdout.strip() == platform.python_version():
+                return
+            reason = last_line(probe.stderr) or f'it is of Python {probe.stdout.strip()}'
+            print(f'{self.venv.name} is made anew: {reason}', flush=True)
+        shutil.rmtree(self.venv, ignore_errors=True)
+        subprocess.run([sys.executable, '-m', 'venv', self.venv], check=True)
+
+    def install_mmcv(self) -> None:
+        """Install mmcv with its ops: a cached wheel, one that its publishers or the user's pip have, or one compiled here."""
+        if self.ops_work():
+            return
+        opencv = self.run_python('import cv2')
+        if opencv.returncode:
+            stop(f'opencv, which mmcv needs, does not load: {last_line(opencv.stderr)} (Debian, Ubuntu: apt install libgl1 '
+                 'libglib2.0-0)')
+        probe = self.run_python('import torch; from torch.utils.cpp_extension import CUDA_HOME; '
+                                'print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu", CUDA_HOME or "-")')
+        if probe.returncode:
+            stop(f'torch does not load: {last_line(probe.stderr)}')
+        torch, device, cuda_home = probe.stdout.strip().split(maxsplit=2)
+        python = f'cp{sys.version_info[0]}{sys.version_info[1]}'
+        key = f'{self.mmcv.replace("==", "")}-torch{torch}-{device}-{python}-{sys.platform}-{platform.machine()}'
+        cache = Path(os.environ.get('MMSIMVIT_CACHE', Path.home() / '.cache/mmsimvit')) / key
+        for wheel in cache.glob('*.whl'):
+            self.pip('install', '--no-deps', '--force-reinstall', str(wheel))
+            if self.ops_work():
+                return
+            print(f'the cached {wheel.name} does not work here and is built again', flush=True)
+            shutil.rmtree(cache)
+        building = cache.with_name(f'{key}.{os.getpid()}')
+        try:
+            ready = self.fetch_wheel(torch, building) and self.ops_work()
+            if not ready:
+                if device == 'cuda' and cuda_home == '-':
+                    stop('a GPU was found, but no CUDA compiler (nvcc) to build the ops of mmcv for it: install the CUDA '
+                         f'toolkit of torch {torch}, or set CUDA_VISIBLE_DEVICES= (empty) to build for the CPU alone')
+                shutil.rmtree(building, ignore_errors=True)
+                self.build_wheel(building)
+                self.pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
+                if not self.ops_work():
+                    problem = last_line(self.run_python('import mmcv.ops').stderr)
+                    stop(f'{self.mmcv} was built but its ops do not load: {problem}')
+            if not cache.exists():  # whole or not at all, and another process may have been faster
+                building.rename(cache)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def ops_work(self) -> bool:
+        """Whether this version of mmcv is installed, and its compiled code runs."""
+        code = (f'import mmcv, torch; assert mmcv.__version__ == {self.mmcv.split("==")[1]!r}; '
+                'from mmcv.ops import nms; device = "cuda" if torch.cuda.is_available() else "cpu"; '
+                'nms(torch.tensor([[0., 0., 1., 1.]], device=device), torch.tensor([1.], device=device), 0.5)')
+        return self.run_python(code).returncode == 0
+
+    def fetch_wheel(self, torch: str, folder: Path) -> bool:
+        """Download and install a wheel of mmcv that somebody built, if there is one; it may be for another torch.
+
+        Args:
+            torch: the version of torch, such as 2.11.0+cu130.
+            folder: where the wheel goes.
+        """
+        version, _, build = torch.partition('+')
+        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, build=build or 'cpu')
+        try:  # pip itself would try for minutes
+            urllib.request.urlopen(page, timeout=10).close()
+        except (urllib.error.URLError, OSError) as error:
+            print(f'  no published wheels for torch {torch}: {page} ({error})', flush=True)
+            page = None
+        command = [self.python, '-m', 'pip', 'download', '--no-deps', '--no-cache-dir', '--only-binary=:all:', '--dest', folder,
+                   *(['--find-links', page] if page else []), self.mmcv]
+        found = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+        if found.returncode:
+            return False
+        wheel = next(folder.glob('*.whl'))
+        print(f'  trying {wheel.name}', flush=True)
+        self.pip('install', '--no-deps', '--force-reinstall', str(wheel))
+        return True
+
+    def build_wheel(self, folder: Path) -> None:
+        """``pip wheel`` with the compiler's progress on a line and all of its output in a log."""
+        # Half the time goes into debug information, and pip's own cache does not know for which torch a wheel was built.
+        flags = ' '.join(filter(None, [os.environ.get('CFLAGS'), '-g0']))
+        jobs = os.environ.get('MAX_JOBS', str(os.cpu_count()))
+        env = dict(clean_environment(), CFLAGS=flags, MAX_JOBS=jobs, MMCV_WITH_OPS='1',
+                   PATH=os.pathsep.join([str(self.python.parent), os.environ['PATH']]))
+        command = [self.python, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir',
+                   f'--no-binary={self.mmcv.split("==")[0]}', '--wheel-dir', folder, self.mmcv]
+        log = self.venv / 'mmcv-build.log'
+        started, last, shown = time.time(), '', 0.0
+        with open(log, 'w') as file, subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                                      text=True, errors='replace') as process:
+            for line in process.stdout:
+                file.write(line)
+                last = line.strip() or last
+                progress = re.match(r'\s*\[(\d+)/(\d+)\]', line)
+                if progress and (time.time() - shown > 5 or progress[1] == progress[2]):
+                    shown = time.time()
+                    print(f'  compiling its ops: {progress[1]} of {progress[2]} files, {shown - started:.0f} s', flush=True)
+        if process.returncode:
+            stop(f'building {self.mmcv} failed ({last}); all of its output is in {log}')
+
+    def run_python(self, code: str) -> subprocess.CompletedProcess:
+        """Run code in the environment, with nothing of this folder or PYTHONPATH in its way."""
+        return subprocess.run([self.python, '-I', '-c', code], capture_output=True, text=True)
+
+    def pip(self, *arguments: str) -> None:
+        result = subprocess.run([self.python, '-m', 'pip', *arguments], env=clean_environment())
+        if result.returncode:
+            stop(f'pip {arguments[0]} failed, see above; run the same command again to go on from here')
 
 
 def check_machine() -> None:
@@ -96,115 +251,13 @@ def check_machine() -> None:
         stop(f'the C++ compiler {compiler[0]} does not work: {last_line(trial.stderr)}')
 
 
-def make_venv() -> None:
-    """Make .venv, or make it anew if it does not run, is of another Python, or holds a package that is not whole."""
-    if PYTHON.exists():
-        probe = run_python(PROBE)
-        if probe.returncode == 0 and probe.stdout.strip() == platform.python_version():
-            return
-        reason = last_line(probe.stderr) or f'it is of Python {probe.stdout.strip()}'
-        print(f'{VENV.name} is made anew: {reason}', flush=True)
-    shutil.rmtree(VENV, ignore_errors=True)
-    subprocess.run([sys.executable, '-m', 'venv', VENV], check=True)
-
-
-def read_requirements() -> list[str]:
-    lines = (ROOT / 'requirements.txt').read_text().splitlines() + (ROOT / 'requirements-dev.txt').read_text().splitlines()
-    return [line for line in lines if line and not line.startswith(('#', '-r'))]
-
-
-def install_mmcv(requirement: str) -> None:
-    """Install mmcv with its ops: a cached wheel, one that the user's pip finds, or one compiled here."""
-    if ops_work(requirement):
-        return
-    opencv = run_python('import cv2')
-    if opencv.returncode:
-        stop(f'opencv, which mmcv needs, does not load: {last_line(opencv.stderr)} (Debian, Ubuntu: apt install libgl1 '
-             'libglib2.0-0)')
-    probe = run_python('import torch; from torch.utils.cpp_extension import CUDA_HOME; '
-                       'print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu", CUDA_HOME or "-")')
-    if probe.returncode:
-        stop(f'torch does not load: {last_line(probe.stderr)}')
-    torch, device, cuda_home = probe.stdout.strip().split(maxsplit=2)
-    if device == 'cuda' and cuda_home == '-':
-        stop('a GPU was found, but no CUDA compiler (nvcc) to build the ops of mmcv for it: install the CUDA toolkit of '
-             f'torch {torch}, or set CUDA_VISIBLE_DEVICES= (empty) to build for the CPU alone')
-    python = f'cp{sys.version_info[0]}{sys.version_info[1]}'
-    key = f'{requirement.replace("==", "")}-torch{torch}-{device}-{python}-{sys.platform}-{platform.machine()}'
-    cache = Path(os.environ.get('MMSIMVIT_CACHE', Path.home() / '.cache/mmsimvit')) / key
-    for wheel in cache.glob('*.whl'):
-        pip('install', '--no-deps', '--force-reinstall', str(wheel))
-        if ops_work(requirement):
-            return
-        print(f'the cached {wheel.name} does not work here and is built again', flush=True)
-        shutil.rmtree(cache)
-    building = cache.with_name(f'{key}.{os.getpid()}')
-    try:
-        compiled = build_wheel(requirement, '--prefer-binary', building)
-        pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
-        if not compiled and not ops_work(requirement):  # a wheel that was built with another torch
-            shutil.rmtree(building)
-            build_wheel(requirement, '--no-binary=mmcv', building)
-            pip('install', '--no-deps', '--force-reinstall', str(next(building.glob('*.whl'))))
-        if not ops_work(requirement):
-            stop(f'{requirement} was built but its ops do not load: {last_line(run_python("import mmcv.ops").stderr)}')
-        if not cache.exists():  # whole or not at all, and another process may have been faster
-            building.rename(cache)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def ops_work(requirement: str) -> bool:
-    """Whether this version of mmcv is installed, and its compiled code runs."""
-    code = (f'import mmcv, torch; assert mmcv.__version__ == {requirement.split("==")[1]!r}; '
-            'from mmcv.ops import nms; device = "cuda" if torch.cuda.is_available() else "cpu"; '
-            'nms(torch.tensor([[0., 0., 1., 1.]], device=device), torch.tensor([1.], device=device), 0.5)')
-    return run_python(code).returncode == 0
-
-
-def build_wheel(requirement: str, source: str, folder: Path) -> bool:
-    """``pip wheel`` with the compiler's progress on a line and all of its output in a log; whether it compiled."""
-    # Half the time goes into debug information, and pip's own cache does not know for which torch a wheel was built.
-    flags = ' '.join(filter(None, [os.environ.get('CFLAGS'), '-g0']))
-    env = dict(clean_environment(), CFLAGS=flags, MAX_JOBS=os.environ.get('MAX_JOBS', str(os.cpu_count())), MMCV_WITH_OPS='1',
-               PATH=os.pathsep.join([str(PYTHON.parent), os.environ['PATH']]))
-    command = [PYTHON, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir', source,
-               '--wheel-dir', folder, requirement]
-    log = VENV / 'mmcv-build.log'
-    started, last, shown, compiled = time.time(), '', 0.0, False
-    with open(log, 'w') as file, subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                                  text=True, errors='replace') as process:
-        for line in process.stdout:
-            file.write(line)
-            last = line.strip() or last
-            compiled = compiled or 'Building wheel' in line
-            progress = re.match(r'\s*\[(\d+)/(\d+)\]', line)
-            if progress and (time.time() - shown > 5 or progress[1] == progress[2]):
-                shown = time.time()
-                print(f'  compiling its ops: {progress[1]} of {progress[2]} files, {shown - started:.0f} s', flush=True)
-    if process.returncode:
-        stop(f'building {requirement} failed ({last}); all of its output is in {log}')
-    return compiled
-
-
-def run_python(code: str) -> subprocess.CompletedProcess:
-    """Run code in the environment, with nothing of this folder or PYTHONPATH in its way."""
-    return subprocess.run([PYTHON, '-I', '-c', code], capture_output=True, text=True)
-
-
 def clean_environment() -> dict:
-    """The user's environment without what would let pip look at, or install to, other places than .venv."""
+    """The user's environment without what would let pip look at, or install to, other places than the environment."""
     return {name: value for name, value in os.environ.items() if name not in ('PYTHONPATH', 'PIP_USER', 'PIP_TARGET')}
 
 
 def last_line(text: str) -> str:
     return text.strip().splitlines()[-1] if text.strip() else ''
-
-
-def pip(*arguments: str) -> None:
-    result = subprocess.run([PYTHON, '-m', 'pip', *arguments], env=clean_environment())
-    if result.returncode:
-        stop(f'pip {arguments[0]} failed, see above; run the same command again to go on from here')
 
 
 def step(title: str) -> None:
