@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import __version__
+from .stacks import ONEDL, TORCH, UPSTREAM, name_of, stack_of
 
-# The versions that mmsimvit is tested on, as in requirements.txt.
-STACK = {'torch': '2.11.0', 'torchvision': '0.26.0', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0',
-         'mmsegmentation': '1.2.2', 'mmpretrain': '1.2.0'}
 # What is imported, and the distribution that it usually comes from.
 MODULES = {'torch': 'torch', 'torchvision': 'torchvision', 'numpy': 'numpy', 'triton': 'triton', 'setuptools': 'setuptools',
            'mmengine': 'mmengine', 'mmcv': 'mmcv', 'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain',
@@ -201,7 +199,8 @@ def find_conflicts(found: Found) -> list[Finding]:
     elif () < version['torch'] < (2, 6):
         wrong('torch', f'mmsimvit refuses torch {text["torch"]}: from 2.6 on, checkpoints are loaded safely')
     elif version['torch'] >= (2, 14) and ('mmcv' not in found or ('mmcv' in usual and version['mmcv'] < (2, 2))):
-        wrong('torch', f'mmcv {STACK["mmcv"]} cannot be built with torch {text["torch"]}, but with versions before 2.14')
+        wrong('torch', f'{UPSTREAM["mmcv"].replace("==", " ")} cannot be built with torch {text["torch"]}, but with versions '
+              'before 2.14')
     elif (version['torch'][:1] == (2, ) and version.get('torchvision')
           and version['torchvision'][:2] != (0, version['torch'][1] + 15)):
         wrong('torchvision', f'torchvision {text["torchvision"]} is not made for torch {text["torch"]}')
@@ -248,6 +247,7 @@ def reinstall(module: str, found: Found) -> str:
 
     What pip installs would go unseen behind PYTHONPATH and the current folder; a module in these is taken out of the way.
     """
+    stack = stack_of({one.name for others in found.values() for one in others})
     present = found.get(module)
     folders = [imported_from(module), present[0].folder] if present else []
 
@@ -262,21 +262,21 @@ def reinstall(module: str, found: Found) -> str:
     if module in ('torch', 'torchvision', 'triton'):
         return pip('install', *replace[:1], *matching_torch(found))
     if module == 'mmcv':
-        build = pip('install', '--no-build-isolation', '--no-cache-dir', '--no-binary=mmcv', *replace, f'mmcv=={STACK["mmcv"]}')
-        others = [one.name for one in present or () if one.name != 'mmcv']
-        return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [
-            pip('install', 'setuptools<81', 'wheel', 'ninja'), f'CFLAGS=-g0 MMCV_WITH_OPS=1 {build}'])
+        name = name_of(stack['mmcv'])
+        build = pip('install', '--no-build-isolation', '--no-cache-dir', f'--no-binary={name}', *replace, stack['mmcv'])
+        others = [one.name for one in present or () if one.name != name]
+        tools = pip('install', 'setuptools>=80' if stack is ONEDL else 'setuptools<81', 'wheel', 'ninja')
+        return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [tools, f'CFLAGS=-g0 MMCV_WITH_OPS=1 {build}'])
     if module == 'setuptools':
         return pip('install', 'setuptools<81')
-    name = MODULES[module]
-    return pip('install', *replace, f'{name}=={STACK[name]}' if name in STACK else name)
+    return pip('install', *replace, stack.get(module, MODULES[module]))
 
 
 def matching_torch(found: Found) -> list[str]:
     """What to install for the torch that is there, if mmcv and mmsimvit can use it, and its torchvision."""
     version = found['torch'][0].version if found.get('torch') else ''
     if not (2, 6) <= number(version) < (2, 14):
-        return [f'{name}=={STACK[name]}' for name in ('torch', 'torchvision')]
+        return [*TORCH.values()]
     public, _, build = version.partition('+')
     index = ['--index-url', f'https://download.pytorch.org/whl/{build}'] if re.fullmatch(r'cpu|cu\d+', build) else []
     return [f'torch=={public}', f'torchvision==0.{number(version)[1] + 15}.*', *index]
@@ -439,7 +439,7 @@ def judge_gpus(gpus: list[str], told: str) -> list[Finding]:
     """What to say if the driver has a GPU and torch finds none."""
     if not gpus or 'no CUDA device' not in told or 'CUDA_VISIBLE_DEVICES' in os.environ:
         return []
-    pair = [f'{name}=={STACK[name]}' for name in ('torch', 'torchvision')]
+    pair = TORCH.values()
     if 'without CUDA' in told:
         return [Finding(f'torch does not use the GPU, it is a build without CUDA: {gpus[0]}',
                         pip('install', '--force-reinstall', *pair), is_wrong=False)]

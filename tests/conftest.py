@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -26,12 +27,24 @@ def options(**changes):
     return ['--cfg-options', *(f'{key}={value}' for key, value in {**found, **changes}.items())]
 
 
-def run(*command, cwd, code=0):
-    """Run Python with the given words; give its output."""
-    result = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+def run(*command, cwd, code=0, site=()):
+    """Run Python with the given words; give its output.
+
+    With ``site``, these folders stand for all that is installed: no site-packages are looked at, nor editable installations.
+    """
+    isolated = dict(env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, site))}) if site else {}
+    result = subprocess.run([sys.executable, *(['-S'] if site else []), *map(str, command)], cwd=cwd, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **isolated)
     assert result.returncode == code, result.stdout[-3000:]
     return result.stdout
+
+
+def load_tool(path):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def flatten(tree, prefix=''):

@@ -12,6 +12,7 @@ import pytest
 
 from mmsimvit import doctor
 from mmsimvit.doctor import Check, Distribution
+from mmsimvit.stacks import ONEDL, UPSTREAM, installed_stack, name_of
 from tests.conftest import ROOT
 
 SITE = Path('/site-packages')
@@ -26,7 +27,9 @@ def environment(**versions):
     return found
 
 
-WHOLE = {module: doctor.STACK.get(name, '1.0') for module, name in doctor.MODULES.items()} | {'setuptools': '80.9.0'}
+WHOLE = dict.fromkeys(doctor.MODULES, '1.0') | {'setuptools': '80.9.0'} | {
+    module: requirement.split('==')[1] for module, requirement in UPSTREAM.items()}
+FORKS = WHOLE | {module: requirement.replace('==', ' ') for module, requirement in ONEDL.items()} | {'setuptools': '81.0.0'}
 
 
 def run_doctor(*paths, code=1, words=()):
@@ -60,15 +63,16 @@ def look_in(monkeypatch, *folders):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
 
-def test_its_versions_are_those_of_the_requirements():
-    lines = (ROOT / 'requirements.txt').read_text().splitlines()
-    assert dict(line.split('==') for line in lines if '==' in line) == doctor.STACK
+@pytest.mark.parametrize(('file', 'stack'), [('requirements.txt', UPSTREAM), ('requirements-onedl.txt', ONEDL)])
+def test_its_versions_are_those_of_the_requirements(file, stack):
+    assert [line for line in (ROOT / file).read_text().splitlines() if '==' in line] == list(stack.values())
 
 
 def test_nothing_is_wrong_here():
     out = run_doctor(code=0)
     for module, name in doctor.MODULES.items():
-        assert re.search(rf'^  {module} +{re.escape(importlib.metadata.version(name))}', out, re.M), out
+        version = importlib.metadata.version(name_of(installed_stack().get(module, name)))
+        assert re.search(rf'^  {module} +{re.escape(version)}', out, re.M), out
     titles = [check.title for check in doctor.CHECKS]
     assert re.findall(r'^  (\S.*?) +works  ', out, re.M) == titles
     assert re.search(r'central attention .*composite, eager.* on cpu', out)
@@ -130,9 +134,18 @@ def test_whatever_else_imports_the_package_imports_all_of_it(tmp_path, words):
 
 def test_a_whole_stack_has_no_conflicts():
     assert doctor.find_conflicts(environment(**WHOLE)) == []
-    forks = {module: f'onedl-{name} 9.9.9' for module, name in doctor.MODULES.items() if name.startswith('mm')}
-    assert doctor.find_conflicts(environment(**{**WHOLE, **forks, 'setuptools': '90.0', 'torch': '2.20.0',
-                                                'torchvision': '0.35.0'})) == []
+    assert doctor.find_conflicts(environment(**FORKS)) == []
+    later = {**FORKS, 'setuptools': '90.0', 'torch': '2.20.0', 'torchvision': '0.35.0'}
+    assert doctor.find_conflicts(environment(**later)) == []
+
+
+@pytest.mark.parametrize(('module', 'command'), [
+    ('mmcv', "install 'setuptools>=80' wheel ninja && CFLAGS=-g0 MMCV_WITH_OPS=1 "),
+    ('mmcv', '--no-binary=onedl-mmcv onedl-mmcv==2.3.6'),
+    ('mmseg', 'install onedl-mmsegmentation==1.4.2'), ('mmengine', 'install onedl-mmengine==0.10.12')])
+def test_among_forks_a_fork_is_missing(module, command):
+    findings = doctor.find_conflicts(environment(**{name: version for name, version in FORKS.items() if name != module}))
+    assert any(command in finding.command for finding in findings)
 
 
 @pytest.mark.parametrize(('changes', 'text', 'command'), [

@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..config_files import find_config
+from ..stacks import installed_stack, name_of
 
 # By their paths, so that the config in a work dir serves the libraries' own tools as well.
 MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
@@ -26,7 +27,7 @@ PLACES = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID', 'tools/slurm_train.sh'),
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
 }
-PACKAGES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
+LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -55,9 +56,9 @@ def load_config(args: Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     scope = cfg.get('default_scope')
-    if scope in PACKAGES and importlib.util.find_spec(scope) is None:
-        raise SystemExit(f'error: {args.config} is a config of {PACKAGES[scope]}, which is not installed; '
-                         f'pip install {PACKAGES[scope]}')
+    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
+        raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
+                         f'pip install {name_of(installed_stack()[scope])}')
     if scope == 'mmpretrain':
         # Its configs leave this to its tools.
         for split in ('train', 'val', 'test'):

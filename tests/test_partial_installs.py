@@ -1,0 +1,68 @@
+"""With parts of the stack alone, what should work works, and the rest says what to install."""
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from mmsimvit.stacks import installed_stack, name_of
+from tests.conftest import ROOT, options, run
+
+SITE = Path(sysconfig.get_path('purelib'))
+LIBRARIES = {  # what it takes beside torch and mmengine, and a config of it
+    'mmdet': (('mmcv', 'torchvision'), 'maskrcnn_simvit_micro_shapes'),
+    'mmseg': (('mmcv', 'torchvision'), 'semfpn_simvit_micro_shapes'),
+    'mmpretrain': (('mmcv', 'torchvision'), 'simvit_micro_shapes'),
+}
+OPENMMLAB = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision'}
+
+
+@pytest.fixture
+def with_only(tmp_path):
+    """Runs Python where of mmcv, torchvision and the libraries only some are installed."""
+    def run_with(installed, *words, code=0):
+        hidden = OPENMMLAB - set(installed)
+        metadata = tuple(name_of(installed_stack()[module]).replace('-', '_') + '-' for module in hidden)
+        (tmp_path / 'site').mkdir(exist_ok=True)
+        for path in SITE.iterdir():
+            link = tmp_path / 'site' / path.name
+            if path.name not in hidden and not path.name.startswith(metadata) and not link.exists():
+                link.symlink_to(path)
+        return run(*words, cwd=tmp_path, code=code, site=[ROOT, tmp_path / 'site'])
+    return run_with
+
+
+def test_torch_and_mmengine_give_the_backbones(with_only):
+    out = with_only((), '-c', '''
+import importlib.util, torch
+assert not any(map(importlib.util.find_spec, ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision')))
+from mmengine.registry import MODELS
+import mmsimvit
+for name, arch in dict(SimViT='micro', GCViT='xxtiny', DWNet='t').items():
+    maps = MODELS.build(dict(type=name, arch=arch))(torch.rand(1, 3, 64, 96))
+    sum(x.sum() for x in maps).backward()
+print([tuple(x.shape) for x in maps])
+print(mmsimvit.find_config('simvit_t_imagenet'))
+try:
+    mmsimvit.LIT('ti')
+except ImportError as error:
+    print(error)
+''')
+    lines = out.strip().splitlines()
+    assert lines[-3:-1] == ['[(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]',
+                           str(ROOT / 'configs/simvit_t_imagenet.py')]
+    assert 'LIT' in lines[-1]
+    assert 'pip install torchvision' in lines[-1]
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_one_library_trains_its_configs_and_names_the_others(with_only, library):
+    needs, config = LIBRARIES[library]
+    out = with_only((library, *needs), '-m', 'mmsimvit.train', config, *options(**{
+        'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1, 'default_hooks.logger.interval': 1}))
+    assert 'Epoch(val)' in out
+    for other, (_, config) in LIBRARIES.items():
+        if other != library:
+            name = name_of(installed_stack()[other])
+            out = with_only((library, *needs), '-m', 'mmsimvit.train', config, code=1)
+            assert out.strip().splitlines()[-1] == (f'error: {config} is a config of {other}, which is not installed; '
+                                                    f'pip install {name}')
