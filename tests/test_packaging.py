@@ -1,52 +1,63 @@
-"""What a wheel carries, beside the package, for mim."""
-import json
+"""What is released: an sdist, and a wheel that needs no checkout."""
+import re
 import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.conftest import ROOT, run
+import mmsimvit
+from tests.conftest import ROOT, options, run
 
-INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-PARAMETERS = json.loads((ROOT / 'tests/model_parameters.json').read_text())
+CONFIGS = {path.relative_to(ROOT).as_posix() for path in (ROOT / 'configs').rglob('*.py')}
+LEFT_OUT = ('.*', 'data', 'work_dirs', 'checkpoints', 'build', 'dist', 'site', '*.egg-info', '__pycache__')
 
 
-def test_index_has_every_published_setting_once():
-    configs = [model['Config'] for model in INDEX['Models']]
-    own = ('shapes', 'custom', 'comparison')
-    assert sorted(configs) == sorted(f'configs/{name}' for name in PARAMETERS if not any(word in name for word in own))
-    for model in INDEX['Models']:
-        assert model['Name'] == Path(model['Config']).stem
-        assert model['Metadata']['Parameters'] == PARAMETERS[model['Config'].removeprefix('configs/')]
-        assert model['In Collection'] in {collection['Name'] for collection in INDEX['Collections']}
+def test_one_version():
+    assert re.search(r'^## (\S+) ', (ROOT / 'CHANGELOG.md').read_text(), re.M)[1] == mmsimvit.__version__
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
-    for name in ('mmsimvit', 'configs', 'tools'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'requirements.txt', 'requirements-onedl.txt', 'MANIFEST.in',
-                 'model-index.yml', 'LICENSE'):
-        shutil.copy(ROOT / name, source)
-    run('-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '--no-index', '-w', target, source, cwd=target)
-    return next(target.glob('mmsimvit-*.whl'))
+def released(tmp_path_factory):
+    """A folder with the sdist and the wheel that is built from it."""
+    source, target = tmp_path_factory.mktemp('release') / 'source', tmp_path_factory.mktemp('dist')
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', target, source], check=True, timeout=300)
+    return target
 
 
-def test_wheel_carries_configs_tools_and_index_for_mim(wheel, tmp_path):
-    with zipfile.ZipFile(wheel) as file:
+def test_sdist_has_all_that_a_checkout_needs(released):
+    file = next(released.glob('mmsimvit-*.tar.gz'))
+    with tarfile.open(file) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert names >= CONFIGS
+    assert {'README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'CITATION.cff', 'LICENSE', 'Makefile', 'mkdocs.yml',
+            'model-index.yml', 'requirements.txt', 'requirements-onedl.txt', 'requirements-dev.txt', 'requirements-docs.txt',
+            'docs/index.md', 'tests/conftest.py', 'tests/golden/simvit.json', 'tools/setup_env.py', 'mmsimvit/py.typed'} <= names
+
+
+def test_wheel_carries_configs_tools_and_index_for_mim(released):
+    with zipfile.ZipFile(next(released.glob('mmsimvit-*.whl'))) as file:
         names = set(file.namelist())
-        file.extractall(tmp_path)
-    configs = {f'mmsimvit/.mim/configs/{name}' for name in PARAMETERS}
-    assert configs <= names
+    assert {f'mmsimvit/.mim/{name}' for name in CONFIGS} <= names
     assert {'mmsimvit/.mim/model-index.yml', 'mmsimvit/.mim/tools/train.py', 'mmsimvit/.mim/tools/test.py',
-            'mmsimvit/.mim/tools/dist_train.sh', 'mmsimvit/.mim/tools/slurm_train.sh', 'mmsimvit/.mim/configs/_base_/fsdp.py',
-            'mmsimvit/.mim/configs/_base_/default_runtime.py', 'mmsimvit/backbones/simvit.py'} <= names
+            'mmsimvit/.mim/tools/dist_train.sh', 'mmsimvit/.mim/tools/slurm_train.sh', 'mmsimvit/backbones/simvit.py',
+            'mmsimvit/py.typed'} <= names
+    assert any(name.endswith('.dist-info/licenses/LICENSE') for name in names)
     assert not any('tests/' in name or name.endswith('.pyc') for name in names)
-    out = run('-c', f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import mmsimvit; print(mmsimvit.__file__); "
-              f"from mmengine.config import Config; "
-              f"print(Config.fromfile({str(tmp_path / 'mmsimvit/.mim/configs/maskrcnn_simvit_l_coco.py')!r}).model.type)",
-              cwd=tmp_path)
-    assert out.splitlines()[-2:] == [f'{tmp_path}/mmsimvit/__init__.py', 'MaskRCNN']
+
+
+def test_wheel_alone_trains_a_config_found_by_name(released, tmp_path):
+    wheel = next(released.glob('mmsimvit-*.whl'))
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel],
+                   check=True, timeout=300)
+
+    where = dict(cwd=tmp_path, site=[tmp_path / 'site', sysconfig.get_path('purelib')])
+    assert run('-c', 'import mmsimvit; print(mmsimvit.__file__)', **where).strip() == f'{tmp_path}/site/mmsimvit/__init__.py'
+    small = options(**{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
+    assert 'coco/segm_mAP' in run('-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', *small, **where)
+    checkpoint = tmp_path / 'work_dirs/maskrcnn_simvit_micro_shapes/epoch_1.pth'
+    assert 'coco/segm_mAP' in run('-m', 'mmsimvit.test', 'maskrcnn_simvit_micro_shapes', checkpoint, *small, **where)

@@ -1,7 +1,6 @@
 """The set-up script, as far as it can be run without installing anything."""
 import functools
 import http.server
-import importlib.util
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ import zipfile
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 
 FILES = ('tools/setup_env.py', 'requirements.txt', 'requirements-onedl.txt', 'requirements-dev.txt', 'setup.py',
          'pyproject.toml')
@@ -28,10 +27,7 @@ def clone(tmp_path):
 
 @pytest.fixture
 def script(clone):
-    spec = importlib.util.spec_from_file_location('setup_env', clone / 'tools/setup_env.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(clone / 'tools/setup_env.py')
 
 
 @pytest.fixture
