@@ -1,4 +1,5 @@
 from math import isqrt
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,12 @@ class RelativePositionBias(nn.Module):
             state_dict[f'{prefix}table'] = resample_table(table, size, size).flatten(1).t().contiguous()
 
 
-def fit_loaded(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+class _Fitting(Protocol):
+
+    def fit_state_dict(self, state_dict: dict, prefix: str) -> None: ...
+
+
+def fit_loaded(module: _Fitting, state_dict: dict, prefix: str, *_: object) -> None:
     """A hook before loading, for modules with ``fit_state_dict``."""
     module.fit_state_dict(state_dict, prefix)
 

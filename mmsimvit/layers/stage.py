@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -71,7 +71,7 @@ class Stage(nn.Module):
         with_cp: recompute each block in the backward pass.
     """
 
-    def __init__(self, patch_embed: nn.Module, blocks: list[nn.Module], norm: nn.Module | None, with_cp: bool):
+    def __init__(self, patch_embed: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None, with_cp: bool):
         super().__init__()
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)

@@ -42,7 +42,7 @@ def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads:
     products of one pass with twice the heads, as are the gradients of key and value.
     """
     reach, channels = kernel_size // 2, query.shape[-1]
-    handed_down = None
+    handed_down = query.new_empty(0)
     for chunk in _chunks(query, kernel_size):
         if chunk.is_new_shape:
             qg = chunk.buffer(query, parts=2)

@@ -6,11 +6,11 @@ the caches and never exists as a whole, where nothing must be kept for the backw
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 CHUNK_BYTES = 1 << 22  # of the hidden map
 WORTHWHILE_BYTES = 1 << 23  # of the whole hidden map; smaller ones stay in the caches anyway
@@ -71,7 +71,7 @@ def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: 
 class _ConvFFN(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(x, *parameters)
         weight1, bias1, conv_weight, conv_bias, weight2, bias2 = parameters
         out = x.new_empty(*x.shape[:3], len(weight2))
@@ -81,7 +81,7 @@ class _ConvFFN(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the gradients are to be differentiated in turn
             # New views are variables of this graph alone, and yet connect it to theirs.
             tensors = [x.view_as(x) for x in ctx.saved_tensors]

@@ -4,6 +4,7 @@ A program computes one head of a small tile of pixels. The tile's windows overla
 value come from the caches. Every output is gathered by the program that owns it: no atomics, the same bits in every run.
 """
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -37,7 +38,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch(kernel, like: Tensor, num_heads: int, kernel_size: int, scale: float, maps: tuple[Tensor, ...],
+def _launch(kernel: Any, like: Tensor, num_heads: int, kernel_size: int, scale: float, maps: tuple[Tensor, ...],
             *others: Tensor) -> None:
     batch, height, width, channels = like.shape
     dims = channels // num_heads
