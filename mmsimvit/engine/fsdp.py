@@ -1,5 +1,6 @@
 """What mmengine's FSDP strategy needs of us."""
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from mmengine._strategy import FSDPStrategy
@@ -39,7 +40,7 @@ class ShardedStrategy(FSDPStrategy):
         **kwargs: those of mmengine's strategy.
     """
 
-    def __init__(self, *, sync_bn: str | None = None, **kwargs):
+    def __init__(self, *, sync_bn: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.sync_bn = sync_bn
 
@@ -58,7 +59,7 @@ class ShardedStrategy(FSDPStrategy):
                             model: nn.Module | None = None) -> OptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper, model)
         if isinstance(built, ShardedOptimWrapper):
-            built.model = model
+            built.model = cast(FullyShardedDataParallel, model)
         return built
 
 

@@ -5,6 +5,7 @@ import subprocess
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
@@ -67,7 +68,7 @@ def load_config(args: Namespace) -> Config:
     return cfg
 
 
-def add_hook(cfg: Config, name: str, **settings) -> None:
+def add_hook(cfg: Config, name: str, **settings: Any) -> None:
     """Add a hook, or give these settings to the one that is there, as it is in a config from a work dir."""
     hooks = cfg.get('custom_hooks') or []
     hook = next((hook for hook in hooks if hook['type'] == name), None)

@@ -3,6 +3,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -29,7 +30,7 @@ def at_least_one(word: str) -> int:
     return int(word)
 
 
-def build_model(args: Namespace) -> tuple[Config, nn.Module]:
+def build_model(args: Namespace) -> tuple[Config, BaseModel]:
     """The config of a command line, and its model as the constructors leave it.
 
     Raises:
