@@ -8,6 +8,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import os
 import platform
 import re
@@ -65,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--timeout', type=float, default=300, metavar='SECONDS',
                         help='after which a check counts as hanging (%(default)s by default)')
     timeout = parser.parse_args(argv).timeout
-    sys.stdout.reconfigure(errors='replace')  # a terminal may not know the letters of a path
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # a terminal may not know the letters of a path
     found, findings = find_installed()
     print('versions')
     row('mmsimvit', f'{__version__} in {Path(__file__).parent}')
@@ -91,7 +93,7 @@ def row(title: str, *lines: str) -> None:
 def report(findings: list[Finding]) -> None:
     """Print what was found, what one command mends together."""
     for is_wrong, heading in ((False, 'to know'), (True, 'wrong')):
-        by_command = {}
+        by_command: dict[str, list[str]] = {}
         for finding in findings:
             if finding.is_wrong == is_wrong:
                 by_command.setdefault(finding.command, []).append(finding.text)
@@ -109,13 +111,14 @@ def report(findings: list[Finding]) -> None:
 
 def find_installed() -> tuple[Found, list[Finding]]:
     """The distributions that bring the :data:`MODULES`, and those of them whose metadata is broken."""
-    found, findings = {}, []
+    found: Found = {}
+    findings = []
     for distribution in importlib.metadata.distributions():
         path = Path(str(getattr(distribution, '_path', 'unknown')))
         try:
             name, version = distribution.metadata['Name'].lower(), distribution.version
-            brought = (distribution.read_text('top_level.txt') or '').split()
-            brought = set(brought or [file.parts[0] for file in distribution.files or ()])
+            top_level = (distribution.read_text('top_level.txt') or '').split()
+            brought = set(top_level or [file.parts[0] for file in distribution.files or ()])
             if not number(version):
                 raise ValueError(f'version {version!r}')
         except Exception as error:  # whatever a file that was cut short, or written by something else, leads to
@@ -346,11 +349,11 @@ def check_attention() -> str:
     from mmsimvit.ops import central_attention
     from mmsimvit.ops.backends import why_not_triton
 
-    def run(backend, device):
+    def run(backend: str, device: str) -> tuple[torch.Tensor, ...]:
         random = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(1, 5, 6, 64, generator=random).to(device).requires_grad_() for _ in range(3)]
-        out = central_attention(*inputs, num_heads=2, backend=backend)
-        return out, *torch.autograd.grad(out.square().sum(), inputs)
+        query, key, value = (torch.randn(1, 5, 6, 64, generator=random).to(device).requires_grad_() for _ in range(3))
+        out = central_attention(query, key, value, num_heads=2, backend=backend)
+        return out, *torch.autograd.grad(out.square().sum(), (query, key, value))
 
     lines = []
     for device in devices():
@@ -361,9 +364,9 @@ def check_attention() -> str:
             reason = str(error)
         for backend in ['composite', 'eager'] + ['triton'] * (reason is None):
             print(f'{backend} on {device}', file=sys.stderr)  # the last words, should it crash
-            error = max((ours - theirs).abs().max().item() for ours, theirs in zip(run(backend, device), expected))
-            if not error < 1e-3:
-                raise RuntimeError(f'{backend} is off by {error:.2g} from the reference on {device}')
+            off = max((ours - theirs).abs().max().item() for ours, theirs in zip(run(backend, device), expected))
+            if not off < 1e-3:
+                raise RuntimeError(f'{backend} is off by {off:.2g} from the reference on {device}')
             worked.append(backend)
         lines.append(f'{", ".join(worked)} on {device}{f" (no triton: {reason})" if reason else ""}')
     return '; '.join(lines)

@@ -168,13 +168,13 @@ def build_wheel(requirement: str, source: str, folder: Path) -> bool:
     flags = ' '.join(filter(None, [os.environ.get('CFLAGS'), '-g0']))
     env = dict(clean_environment(), CFLAGS=flags, MAX_JOBS=os.environ.get('MAX_JOBS', str(os.cpu_count())), MMCV_WITH_OPS='1',
                PATH=os.pathsep.join([str(PYTHON.parent), os.environ['PATH']]))
-    command = [PYTHON, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir', source,
-               '--wheel-dir', folder, requirement]
+    command = [str(PYTHON), '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir', source,
+               '--wheel-dir', str(folder), requirement]
     log = VENV / 'mmcv-build.log'
     started, last, shown, compiled = time.time(), '', 0.0, False
     with open(log, 'w') as file, subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                                   text=True, errors='replace') as process:
-        for line in process.stdout:
+        for line in process.stdout or ():
             file.write(line)
             last = line.strip() or last
             compiled = compiled or 'Building wheel' in line
