@@ -42,7 +42,7 @@ def test_wheel_carries_configs_tools_and_index_for_mim(wheel, tmp_path):
     assert configs <= names
     assert {'mmsimvit/.mim/model-index.yml', 'mmsimvit/.mim/tools/train.py', 'mmsimvit/.mim/tools/test.py',
             'mmsimvit/.mim/tools/dist_train.sh', 'mmsimvit/.mim/tools/slurm_train.sh', 'mmsimvit/.mim/configs/_base_/fsdp.py',
-            'mmsimvit/.mim/configs/_base_/default_runtime.py', 'mmsimvit/backbones/simvit.py'} <= names
+            'mmsimvit/.mim/configs/_base_/default_runtime.py', 'mmsimvit/backbones/simvit.py', 'mmsimvit/py.typed'} <= names
     assert not any('tests/' in name or name.endswith('.pyc') for name in names)
     out = run('-c', f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import mmsimvit; print(mmsimvit.__file__); "
               f"from mmengine.config import Config; "
