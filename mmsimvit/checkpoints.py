@@ -179,7 +179,11 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
 
 
 def unwrap(checkpoint: Mapping) -> Mapping:
-    """The innermost mapping of names to tensors."""
+    """The innermost mapping of names to tensors.
+
+    Raises:
+        ValueError: for what is no mapping.
+    """
     while isinstance(checkpoint, Mapping):
         inner = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
         if inner is None:
@@ -256,6 +260,7 @@ class Match(NamedTuple):
 
     @property
     def complete(self) -> bool:
+        """Whether nothing is missing, of another shape or unused."""
         return not (self.missing or self.reshaped or self.unused)
 
     def problems(self) -> str:

@@ -39,12 +39,14 @@ MARK = 'mmsimvit.doctor: '
 
 
 class Distribution(NamedTuple):
+    """An installed distribution, as its metadata says."""
     name: str
     version: str  # empty if nothing says
     folder: Path  # in which its modules lie
 
 
 class Finding(NamedTuple):
+    """What was found, and the command that mends it."""
     text: str
     command: str = ''
     is_wrong: bool = True  # or else worth knowing
@@ -54,6 +56,7 @@ Found = dict[str, list[Distribution]]  # by module, in the order in which Python
 
 
 class Check(NamedTuple):
+    """Something to try in a process of its own."""
     title: str
     module: str  # which must be installed, and is at fault
     function: Callable[..., str]
@@ -62,6 +65,7 @@ class Check(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print what is installed, what works and what to do, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog='python -m mmsimvit.doctor', description=__doc__)
     parser.add_argument('--timeout', type=float, default=300, metavar='SECONDS',
                         help='after which a check counts as hanging (%(default)s by default)')
@@ -85,6 +89,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def row(title: str, *lines: str) -> None:
+    """Print lines below one another, the title before the first."""
     for line in lines:
         print(f'  {title:<22}{line}', flush=True)
         title = ''
@@ -149,6 +154,7 @@ def imported_from(module: str) -> Path | None:
 
 
 def describe(module: str, distributions: list[Distribution]) -> list[str]:
+    """What to say of a module: versions, and where they lie if there are several or another one is imported."""
     if not distributions:
         return ['not installed']
     lines = []
@@ -243,6 +249,7 @@ def number(version: str) -> tuple[int, ...]:
 
 
 def pip(*words: str) -> str:
+    """A command of this Python's pip, quoted for a shell."""
     return f'{PYTHON} -m pip {shlex.join(words)}'
 
 
@@ -304,6 +311,7 @@ def mend(check: Check, reason: str, found: Found) -> str:
 
 
 def devices() -> list[str]:
+    """The CPU, and a GPU if torch has one."""
     import torch
     return ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 
@@ -317,6 +325,7 @@ def explain(error: BaseException) -> str:
 
 
 def check_torch() -> str:
+    """Multiply on each device; tell the build and the GPUs."""
     import torch
     for device in devices():
         torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).tolist()
@@ -327,6 +336,11 @@ def check_torch() -> str:
 
 
 def check_nms(module: str) -> str:
+    """Run the compiled ``nms`` of a module on each device.
+
+    Raises:
+        RuntimeError: if it keeps other boxes than it should.
+    """
     import importlib
 
     import torch
@@ -341,7 +355,11 @@ def check_nms(module: str) -> str:
 
 
 def check_attention() -> str:
-    """Outputs and gradients of each backend against the reference."""
+    """Outputs and gradients of each backend against the reference.
+
+    Raises:
+        RuntimeError: if they differ.
+    """
     import sys
 
     import torch
@@ -373,6 +391,11 @@ def check_attention() -> str:
 
 
 def check_backbone() -> str:
+    """Run SimViT-micro on each device.
+
+    Raises:
+        RuntimeError: if its maps have other shapes than they should, or are not finite.
+    """
     import torch
     from mmengine.registry import MODELS
 
@@ -389,6 +412,11 @@ def check_backbone() -> str:
 
 
 def check_library(module: str) -> str:
+    """Build SimViT by a library's registry.
+
+    Raises:
+        RuntimeError: if the name stands for another class.
+    """
     import importlib
 
     from mmengine.registry import init_default_scope

@@ -46,6 +46,7 @@ DRAWN_SIZE = 512  # smaller images are enlarged up to this, in whole steps, for 
 
 
 class Library(NamedTuple):
+    """What the models of a library predict, and what draws it."""
     visualizer: str
     predicted: str  # the part of a data sample that is written
     kind: str
@@ -59,12 +60,14 @@ LIBRARIES = {
 
 
 class Picture(NamedTuple):
+    """An image to predict on."""
     path: str
     name: str  # below the folder given
     pixels: np.ndarray | None  # (H, W, 3) uint8, RGB; None if it cannot be decoded
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', type=Path, metavar='IMAGE_OR_FOLDER', help='what to predict on')
     parser.add_argument('config', metavar='CONFIG', help='config file that the model was trained with')
@@ -132,6 +135,7 @@ def find_images(given: Path, out_dir: Path) -> list[tuple[str, str]]:
 
 
 def decode(path: str, name: str) -> Picture:
+    """Read an image; one that cannot be decoded has no pixels."""
     import mmcv
     try:
         pixels = mmcv.imread(path, channel_order='rgb')  # None for most of what is no image
@@ -278,6 +282,7 @@ def _existing_device(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Predict on the images of a command line, and exit with an error if some were left out."""
     args = parse_args(argv)
     with one_line_errors():
         cfg = configure(args)

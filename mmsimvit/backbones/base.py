@@ -55,7 +55,8 @@ class PyramidBackbone(BaseModule):
         stage_strides: a tuple, one entry for each of the four stages.
 
     Raises:
-        ValueError: for an argument that names no variant, no stage or no rate.
+        ValueError: for an argument that names no variant, no stage, no rate or no number of channels; when called, for images
+            that are not ``(B, in_channels, H, W)``.
     """
 
     arch_zoo: dict[str, dict] = {}
@@ -137,6 +138,7 @@ class PyramidBackbone(BaseModule):
         return stem + list(self.stages[:max(self.frozen_stages, 0)])
 
     def train(self, mode: bool = True) -> 'PyramidBackbone':
+        """As in torch, but frozen modules stay in eval mode."""
         super().train(mode)
         self.freeze()
         return self

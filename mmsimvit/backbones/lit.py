@@ -77,6 +77,7 @@ class PositionEmbedding(nn.Module):
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
+        """Draw the vectors from a normal distribution with a deviation of 0.02."""
         nn.init.trunc_normal_(self.embedding, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Stage(layers.Stage):
         return super().get_map(super().forward(x))
 
     def get_map(self, x: Tensor) -> Tensor:
-        """``x``, which has gone through the norm."""
+        """``x``, ``(B, C, H', W')``, which has gone through the norm."""
         return x
 
 
@@ -124,6 +124,9 @@ class SimViT(PyramidBackbone):
 
     ``out_indices``, ``frozen_stages``, ``drop_path_rate``, ``with_cp`` and ``init_cfg`` are those of
     :class:`PyramidBackbone`, as are the outputs and the errors.
+
+    Raises:
+        ValueError: also for an even or negative ``kernel_size``, and an ``attn_drop_rate`` outside of [0, 1).
     """
 
     arch_zoo = {

@@ -19,6 +19,7 @@ SHAPES = ['2,200,334,64,1', '2,100,167,128,2', '2,50,84,320,5', '32,56,56,64,1']
 
 
 def numbers(count: int, separator: str) -> Callable[[str], tuple[int, ...]]:
+    """The type of an argument that is so many positive whole numbers with ``separator`` between them."""
     def parse(word: str) -> tuple[int, ...]:
         values = tuple(int(part) if part.isdigit() else 0 for part in word.split(separator))
         if len(values) != count or min(values) < 1:
@@ -28,10 +29,12 @@ def numbers(count: int, separator: str) -> Callable[[str], tuple[int, ...]]:
 
 
 def at_least_one(word: str) -> int:
+    """The type of an argument that is one positive whole number."""
     return numbers(1, ',')(word)[0]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line, and choose the backends and the baseline that it leaves open."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', metavar='MODEL',
                         help='backbones: NAME:ARCH of a registered model (SimViT:tiny; SimViT:tiny,with_cp=True), '
@@ -86,7 +89,11 @@ def cases(args: argparse.Namespace, dtype: torch.dtype,
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Measure, print, and give one dict for each contestant, input and step."""
+    """Measure, print, and give one dict for each contestant, input and step.
+
+    Raises:
+        SystemExit: if a contestant cannot be built, or nothing could be measured.
+    """
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)

@@ -94,7 +94,11 @@ def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: tor
 
 
 def build_backbone(word: str) -> torch.nn.Module:
-    """Of a word without its form."""
+    """Of a word without its form.
+
+    Raises:
+        ValueError: for an argument without a value, or a word that names no backbone.
+    """
     name, *arguments = re.split(r',(?![^(\[]*[)\]])', word)  # not at the commas of a tuple
     if name in PEERS:
         cfg = dict(PEERS[name])

@@ -36,6 +36,7 @@ class Contestant:
     queue_cycles: int = 20_000_000
 
     def run(self, step: str) -> None:
+        """One step; the gradients that a training step computes are thrown away."""
         with preferring(self.backend):
             if step == 'forward':
                 with torch.no_grad():

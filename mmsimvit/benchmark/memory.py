@@ -24,7 +24,7 @@ class TrainingMemory(NamedTuple):
 
 def kept_bytes(call: Callable[[], object], device: torch.device, inputs: Iterable[Tensor] = ()) -> int:
     """Bytes that wait for the backward pass of ``call``: what is allocated after it and was not before, without the tensors
-    that it gives, and those of ``inputs`` that it saves."""
+    that it gives, and those of ``inputs`` (of any shape) that it saves."""
     saved = set()
 
     def keep(x: Tensor) -> Tensor:

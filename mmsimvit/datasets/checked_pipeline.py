@@ -30,6 +30,7 @@ class CheckedPipeline(Compose):
         self.ignore_index = ignore_index
 
     def __call__(self, data: dict) -> Any:
+        """What the transforms make of an entry of the data set."""
         name, labels = data.get('img_path'), data.get('seg_map_path')  # before a transform changes them
         try:
             packed = super().__call__(data)

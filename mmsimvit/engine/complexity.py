@@ -37,15 +37,18 @@ class Part(NamedTuple):
 
     @property
     def flops(self) -> int:
+        """Two for each MAC."""
         return 2 * self.macs
 
 
 class Complexity(NamedTuple):
+    """What a model computes for one image, as a table."""
     parts: list[Part]
     notes: list[str]  # sentences on what was and was not counted
 
     @property
     def total(self) -> Part:
+        """The line of the whole model."""
         return self.parts[0]
 
 

@@ -320,7 +320,12 @@ class _Scores(nn.Module):
 
 
 def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> 'Figure':
-    """A matplotlib figure: the image, and for each stage the mean over its channels and its principal components."""
+    """A matplotlib figure: the image, and for each stage the mean over its channels and its principal components.
+
+    Args:
+        view: the input of the network.
+        maps: the stride and the map ``(C, h, w)`` of each stage, from :func:`get_feature_maps`.
+    """
     from matplotlib.figure import Figure
     height, width = view.image.shape[:2]
     size = 2.6 * max(width / height, 0.75)

@@ -29,12 +29,14 @@ class CheckpointMatchHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
+        """Compare the iterations at which the processes begin."""
         begun = all_gather_object(runner.iter)
         if len(set(begun)) > 1:
             raise CheckpointError(f'the processes begin at the iterations {begun}: each looks for the last checkpoint in its '
                                   f'work dir, and {runner.work_dir} is not the same folder on all machines; use a shared one')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the names and shapes of checkpoint and model, and log how many fit."""
         model = runner.model
         whole: AbstractContextManager = nullcontext()
         if isinstance(model, FullyShardedDataParallel):  # whose parameters inside are shards
@@ -72,12 +74,15 @@ class ReseedHook(Hook):
     priority = 'LOWEST'
 
     def before_train_epoch(self, runner: Runner) -> None:
+        """Seed the first iteration of the epoch."""
         self._reseed(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        """Seed the next iteration."""
         self._reseed(runner, runner.iter + 1)
 
     def after_val(self, runner: Runner) -> None:
+        """Seed the next iteration, whatever the validation drew."""
         self._reseed(runner, runner.iter)
 
     @staticmethod
@@ -115,13 +120,16 @@ class NonFiniteLossHook(Hook):
         self._batch: Any = None
 
     def before_train(self, runner: Runner) -> None:
+        """With ``skip``, stand between each loss and the optimizer."""
         if self.skip:
             self._guard(runner, runner.optim_wrapper)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keep the batch, whose images are named if it is skipped."""
         self._batch = data_batch
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        """Stop if the loss is not finite, unless such batches are skipped."""
         # By now the weights are spoilt, but only in memory; looking before the backward pass would hold up a GPU.
         bad = {name: value for name, value in (outputs or {}).items() if not torch.as_tensor(value).isfinite().all()}
         if bad and 'loss' in bad and not self.skip:

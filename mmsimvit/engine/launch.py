@@ -31,6 +31,7 @@ PACKAGES = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretra
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add what the command lines for training and testing both take, and :func:`load_config` reads."""
     parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go; ./work_dirs/<config name> by default')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as optim_wrapper.optimizer.lr=1e-4; a '

@@ -49,6 +49,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError('the learning rates of the layers are parts of optim_wrapper.optimizer.lr, which is not set')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer of a model, and log its groups."""
         logger = MMLogger.get_current_instance()
         logger.addFilter(_is_not_of_one_parameter)
         try:

@@ -17,6 +17,7 @@ class ModelError(DataError):
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
+    """Add what :func:`build_model` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as model.backbone.arch=small')
@@ -24,7 +25,11 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 
 def at_least_one(word: str) -> int:
-    """The type of an argument that is a number of pixels or of things."""
+    """The type of an argument that is a number of pixels or of things.
+
+    Raises:
+        ArgumentTypeError: for anything but a positive whole number.
+    """
     if not word.isdecimal() or int(word) < 1:
         raise ArgumentTypeError(f'must be positive whole numbers, got {word!r}')
     return int(word)

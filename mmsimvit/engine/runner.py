@@ -19,11 +19,11 @@ class _CheckedData:
 
 
 class CheckedDataRunner(_CheckedData, Runner):
-    pass
+    """mmengine's Runner, with errors of data loading that name the file."""
 
 
 class CheckedDataFlexibleRunner(_CheckedData, FlexibleRunner):
-    pass
+    """mmengine's FlexibleRunner, with errors of data loading that name the file."""
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:

@@ -27,6 +27,7 @@ class RelativePositionBias(nn.Module):
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
+        """Draw the table from a normal distribution with a deviation of 0.02."""
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, height: int, width: int) -> Tensor:
@@ -72,7 +73,7 @@ def spread_rows(columns: Tensor, count: int, height: int, width: int) -> Tensor:
 
 
 def displacements(queries: int, keys: int, device: torch.device) -> Tensor:
-    """How far each query lies behind each key, counted from ``-(keys - 1)`` as 0."""
+    """How far each query lies behind each key, ``(queries, keys)``, counted from ``-(keys - 1)`` as 0."""
     return torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device) + (keys - 1)
 
 

@@ -52,7 +52,13 @@ def without_chunks() -> Iterator[None]:
 
 
 def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: bool = False) -> bool:
-    """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time."""
+    """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time.
+
+    Args:
+        x, weight1: the input, ``(B, H, W, C)``, and the weights of the first layer, ``(D, C)``.
+        with_gradients: whether a backward pass will follow.
+        save_memory: whether to compute the hidden map again rather than to keep it, also where that takes some time.
+    """
     if (not _chunks_are_allowed or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
             or torch._C._are_functorch_transforms_active()):
         return False  # a trace must hold for any size

@@ -16,6 +16,7 @@ TILE_NUMBERS = 1024  # of one map in a tile: 8 for each thread; in 32 bits no ke
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, contiguous."""
     query, key, value = map(_rows, (query, key, value))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _launch(_forward_kernel, query, num_heads, kernel_size, scale, (query, key, value, out))
@@ -24,7 +25,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_si
 
 def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
              grad_query: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
-    """Write the gradients of query, key and value into the last three."""
+    """Write the gradients of query, key and value into the last three; all are ``(B, H, W, C)``."""
     grad, query, key, value = map(_rows, (grad, query, key, value))
     batch, height, width, _ = query.shape
     # For every pixel and head: the logits and the weights' gradients of its window, logsumexp, and mean weight gradient.
