@@ -8,7 +8,7 @@ VENV := .venv$(if $(filter-out upstream,$(STACK)),-$(STACK))$(if $(TORCH),-torch
 help:
 	@echo 'make demo   set up, train Mask R-CNN on SimViT for minutes on generated images, show what it learnt;'
 	@echo '            TASK=segmentation for Semantic FPN, TASK=classification for a classifier'
-	@echo 'make test   set up, run the tests and the linter'
+	@echo 'make test   set up, run the tests, the linter and the type checker'
 	@echo 'make docs   set up, run all commands of the pages and the tutorials, build the site into site/'
 	@echo 'make setup  set up .venv alone'
 	@echo 'STACK=onedl in each: with the maintained forks of the OpenMMLab packages, in .venv-onedl'
@@ -20,11 +20,12 @@ setup:
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
 
 docs: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m pages
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m mkdocs build --strict
+	$(VENV)/bin/python -m mkdocs build --strict
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py --task $(TASK)

@@ -40,6 +40,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmsimvit', 'mmsimvit.*']),
+    package_data={'mmsimvit': ['py.typed']},  # so that type checkers look at the annotations
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the

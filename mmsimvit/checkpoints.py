@@ -5,13 +5,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .backbones import PyramidBackbone
 
 # Where training tools put the weights; averaged weights are what published accuracies were measured with.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
@@ -176,7 +179,11 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
 
 
 def unwrap(checkpoint: Mapping) -> Mapping:
-    """The innermost mapping of names to tensors."""
+    """The innermost mapping of names to tensors.
+
+    Raises:
+        ValueError: for what is no mapping.
+    """
     while isinstance(checkpoint, Mapping):
         inner = next((checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
         if inner is None:
@@ -253,6 +260,7 @@ class Match(NamedTuple):
 
     @property
     def complete(self) -> bool:
+        """Whether nothing is missing, of another shape or unused."""
         return not (self.missing or self.reshaped or self.unused)
 
     def problems(self) -> str:
@@ -273,7 +281,7 @@ def match(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
     missing = [name for name in ours if name not in state_dict]
     added = []
     if getattr(backbone, 'adds_norms', False):
-        for stage in range(backbone.num_built):
+        for stage in range(cast('PyramidBackbone', backbone).num_built):
             norm = [name for name in ours if name.startswith(f'stages.{stage}.norm.')]
             added += norm if set(norm) <= set(missing) else []  # in part, it was cut out of a detector's
     reshaped = [f'{name}: {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in ours.items()
@@ -291,7 +299,7 @@ def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match
     return min(matches.items(), key=lambda item: len(item[1].missing) + len(item[1].reshaped) + len(item[1].unused))
 
 
-def check_pretrained(backbone: nn.Module, path: str, prefix: str | None = None) -> str | None:
+def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None = None) -> str | None:
     """Make sure that a checkpoint holds every parameter of a backbone, before mmengine's lenient loading of it.
 
     Returns:

@@ -8,6 +8,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import os
 import platform
 import re
@@ -36,12 +37,14 @@ MARK = 'mmsimvit.doctor: '
 
 
 class Distribution(NamedTuple):
+    """An installed distribution, as its metadata says."""
     name: str
     version: str  # empty if nothing says
     folder: Path  # in which its modules lie
 
 
 class Finding(NamedTuple):
+    """What was found, and the command that mends it."""
     text: str
     command: str = ''
     is_wrong: bool = True  # or else worth knowing
@@ -51,6 +54,7 @@ Found = dict[str, list[Distribution]]  # by module, in the order in which Python
 
 
 class Check(NamedTuple):
+    """Something to try in a process of its own."""
     title: str
     module: str  # which must be installed, and is at fault
     function: Callable[..., str]
@@ -59,11 +63,13 @@ class Check(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print what is installed, what works and what to do, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog='python -m mmsimvit.doctor', description=__doc__)
     parser.add_argument('--timeout', type=float, default=300, metavar='SECONDS',
                         help='after which a check counts as hanging (%(default)s by default)')
     timeout = parser.parse_args(argv).timeout
-    sys.stdout.reconfigure(errors='replace')  # a terminal may not know the letters of a path
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # a terminal may not know the letters of a path
     found, findings = find_installed()
     print('versions')
     row('mmsimvit', f'{__version__} in {Path(__file__).parent}')
@@ -81,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def row(title: str, *lines: str) -> None:
+    """Print lines below one another, the title before the first."""
     for line in lines:
         print(f'  {title:<22}{line}', flush=True)
         title = ''
@@ -89,7 +96,7 @@ def row(title: str, *lines: str) -> None:
 def report(findings: list[Finding]) -> None:
     """Print what was found, what one command mends together."""
     for is_wrong, heading in ((False, 'to know'), (True, 'wrong')):
-        by_command = {}
+        by_command: dict[str, list[str]] = {}
         for finding in findings:
             if finding.is_wrong == is_wrong:
                 by_command.setdefault(finding.command, []).append(finding.text)
@@ -107,13 +114,14 @@ def report(findings: list[Finding]) -> None:
 
 def find_installed() -> tuple[Found, list[Finding]]:
     """The distributions that bring the :data:`MODULES`, and those of them whose metadata is broken."""
-    found, findings = {}, []
+    found: Found = {}
+    findings = []
     for distribution in importlib.metadata.distributions():
         path = Path(str(getattr(distribution, '_path', 'unknown')))
         try:
             name, version = distribution.metadata['Name'].lower(), distribution.version
-            brought = (distribution.read_text('top_level.txt') or '').split()
-            brought = set(brought or [file.parts[0] for file in distribution.files or ()])
+            top_level = (distribution.read_text('top_level.txt') or '').split()
+            brought = set(top_level or [file.parts[0] for file in distribution.files or ()])
             if not number(version):
                 raise ValueError(f'version {version!r}')
         except Exception as error:  # whatever a file that was cut short, or written by something else, leads to
@@ -144,6 +152,7 @@ def imported_from(module: str) -> Path | None:
 
 
 def describe(module: str, distributions: list[Distribution]) -> list[str]:
+    """What to say of a module: versions, and where they lie if there are several or another one is imported."""
     if not distributions:
         return ['not installed']
     lines = []
@@ -239,6 +248,7 @@ def number(version: str) -> tuple[int, ...]:
 
 
 def pip(*words: str) -> str:
+    """A command of this Python's pip, quoted for a shell."""
     return f'{PYTHON} -m pip {shlex.join(words)}'
 
 
@@ -301,6 +311,7 @@ def mend(check: Check, reason: str, found: Found) -> str:
 
 
 def devices() -> list[str]:
+    """The CPU, and a GPU if torch has one."""
     import torch
     return ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 
@@ -314,6 +325,7 @@ def explain(error: BaseException) -> str:
 
 
 def check_torch() -> str:
+    """Multiply on each device; tell the build and the GPUs."""
     import torch
     for device in devices():
         torch.ones(2, 2, device=device).matmul(torch.ones(2, 2, device=device)).tolist()
@@ -324,6 +336,11 @@ def check_torch() -> str:
 
 
 def check_nms(module: str) -> str:
+    """Run the compiled ``nms`` of a module on each device.
+
+    Raises:
+        RuntimeError: if it keeps other boxes than it should.
+    """
     import importlib
 
     import torch
@@ -338,7 +355,11 @@ def check_nms(module: str) -> str:
 
 
 def check_attention() -> str:
-    """Outputs and gradients of each backend against the reference."""
+    """Outputs and gradients of each backend against the reference.
+
+    Raises:
+        RuntimeError: if they differ.
+    """
     import sys
 
     import torch
@@ -346,11 +367,11 @@ def check_attention() -> str:
     from mmsimvit.ops import central_attention
     from mmsimvit.ops.backends import why_not_triton
 
-    def run(backend, device):
+    def run(backend: str, device: str) -> tuple[torch.Tensor, ...]:
         random = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(1, 5, 6, 64, generator=random).to(device).requires_grad_() for _ in range(3)]
-        out = central_attention(*inputs, num_heads=2, backend=backend)
-        return out, *torch.autograd.grad(out.square().sum(), inputs)
+        query, key, value = (torch.randn(1, 5, 6, 64, generator=random).to(device).requires_grad_() for _ in range(3))
+        out = central_attention(query, key, value, num_heads=2, backend=backend)
+        return out, *torch.autograd.grad(out.square().sum(), (query, key, value))
 
     lines = []
     for device in devices():
@@ -361,15 +382,20 @@ def check_attention() -> str:
             reason = str(error)
         for backend in ['composite', 'eager'] + ['triton'] * (reason is None):
             print(f'{backend} on {device}', file=sys.stderr)  # the last words, should it crash
-            error = max((ours - theirs).abs().max().item() for ours, theirs in zip(run(backend, device), expected))
-            if not error < 1e-3:
-                raise RuntimeError(f'{backend} is off by {error:.2g} from the reference on {device}')
+            off = max((ours - theirs).abs().max().item() for ours, theirs in zip(run(backend, device), expected))
+            if not off < 1e-3:
+                raise RuntimeError(f'{backend} is off by {off:.2g} from the reference on {device}')
             worked.append(backend)
         lines.append(f'{", ".join(worked)} on {device}{f" (no triton: {reason})" if reason else ""}')
     return '; '.join(lines)
 
 
 def check_backbone() -> str:
+    """Run SimViT-micro on each device.
+
+    Raises:
+        RuntimeError: if its maps have other shapes than they should, or are not finite.
+    """
     import torch
     from mmengine.registry import MODELS
 
@@ -386,6 +412,11 @@ def check_backbone() -> str:
 
 
 def check_library(module: str) -> str:
+    """Build SimViT by a library's registry.
+
+    Raises:
+        RuntimeError: if the name stands for another class.
+    """
     import importlib
 
     from mmengine.registry import init_default_scope

@@ -20,7 +20,7 @@ import warnings
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 from rich.progress import Progress
 from torch import nn
@@ -46,6 +46,7 @@ DRAWN_SIZE = 512  # smaller images are enlarged up to this, in whole steps, for 
 
 
 class Library(NamedTuple):
+    """What the models of a library predict, and what draws it."""
     visualizer: str
     predicted: str  # the part of a data sample that is written
     kind: str
@@ -59,12 +60,14 @@ LIBRARIES = {
 
 
 class Picture(NamedTuple):
+    """An image to predict on."""
     path: str
     name: str  # below the folder given
     pixels: np.ndarray | None  # (H, W, 3) uint8, RGB; None if it cannot be decoded
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('images', type=Path, metavar='IMAGE_OR_FOLDER', help='what to predict on')
     parser.add_argument('config', metavar='CONFIG', help='config file that the model was trained with')
@@ -132,6 +135,7 @@ def find_images(given: Path, out_dir: Path) -> list[tuple[str, str]]:
 
 
 def decode(path: str, name: str) -> Picture:
+    """Read an image; one that cannot be decoded has no pixels."""
     import mmcv
     try:
         pixels = mmcv.imread(path, channel_order='rgb')  # None for most of what is no image
@@ -179,7 +183,7 @@ class Predictor:
         self.classes, palette = find_classes(self.model, content.get('meta') or {}, cfg.test_dataloader.dataset)
         self.inferencer.visualizer.dataset_meta = dict(classes=self.classes, palette=palette)
 
-    def predict(self, pictures: list[Picture]) -> list:
+    def predict(self, pictures: list[Picture]) -> list[BaseDataElement]:
         """The library's data samples for images of one size.
 
         Raises:
@@ -194,10 +198,11 @@ class Predictor:
                              f'model of {self.scope}')
         return samples
 
-    def write(self, picture: Picture, sample, score_thr: float, out_dir: Path) -> None:
+    def write(self, picture: Picture, sample: BaseDataElement, score_thr: float, out_dir: Path) -> None:
         """Write what was predicted on an image; the JSON file comes last, so that with it all is there."""
+        assert picture.pixels is not None, 'what cannot be decoded has no predictions'
         height, width = picture.pixels.shape[:2]
-        record = dict(image=picture.name, width=width, height=height)
+        record: dict[str, Any] = dict(image=picture.name, width=width, height=height)
         zoom = max(DRAWN_SIZE // max(height, width), 1)
         draw = self.inferencer.visualizer.add_datasample
         options = dict(
@@ -226,7 +231,7 @@ class Predictor:
             write_whole(out_dir / f'{picture.name}{DRAWN}', lambda path: draw(**options, out_file=str(path)))
         write_whole(out_dir / f'{picture.name}.json', lambda path: path.write_text(json.dumps(record)))
 
-    def _instances(self, sample) -> list[dict]:
+    def _instances(self, sample: BaseDataElement) -> list[dict]:
         found = self.inferencer.pred2dict(sample)
         instances = [dict(self._named(label), score=score, box=box)
                      for label, score, box in zip(found['labels'], found['scores'], found['bboxes'])]
@@ -251,7 +256,7 @@ def find_classes(model: nn.Module, meta: dict, dataset: ConfigDict) -> tuple[lis
         known = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
     classes = list(known.get('classes') or ())
     # As mmdet.engine.hooks.NumClassCheckHook does.
-    sizes = {module.num_classes for module in model.modules() if hasattr(module, 'num_classes')}
+    sizes: set[Any] = {module.num_classes for module in model.modules() if hasattr(module, 'num_classes')}
     if len(classes) not in (sizes or {len(classes)}):
         print_log(f'warning: neither checkpoint nor config names the {max(sizes)} classes of the model, so they are numbered')
         classes = [str(label) for label in range(max(sizes))]
@@ -277,6 +282,7 @@ def _existing_device(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Predict on the images of a command line, and exit with an error if some were left out."""
     args = parse_args(argv)
     with one_line_errors():
         cfg = configure(args)

@@ -3,7 +3,7 @@ import argparse
 import warnings
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
@@ -29,6 +29,7 @@ from .engine.launch import (
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
@@ -81,7 +82,7 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     add_hook(cfg, RESEED_HOOK)
     add_hook(cfg, NON_FINITE_LOSS_HOOK, skip=args.non_finite_loss == 'skip')
-    checkpoints = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    checkpoints = (cfg.get('default_hooks') or {}).get('checkpoint') or ConfigDict()
     if checkpoints.get('max_keep_ckpts') == 1:
         # mmengine removes the old one before it writes the new one, which may fail.
         print_log('max_keep_ckpts is 2 instead of 1, so that there is always a whole checkpoint to resume from')

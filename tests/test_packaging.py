@@ -36,7 +36,7 @@ def test_sdist_has_all_that_a_checkout_needs(released):
     assert names >= CONFIGS
     assert {'README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'CITATION.cff', 'LICENSE', 'Makefile', 'mkdocs.yml',
             'model-index.yml', 'requirements.txt', 'requirements-onedl.txt', 'requirements-dev.txt', 'requirements-docs.txt',
-            'docs/index.md', 'tests/conftest.py', 'tests/golden/simvit.json', 'tools/setup_env.py', 'mmsimvit/py.typed'} <= names
+            'docs/index.md', 'tests/conftest.py', 'tests/golden/simvit.json', 'tools/demo.py', 'mmsimvit/py.typed'} <= names
 
 
 def test_wheel_carries_configs_tools_and_index_for_mim(released):

@@ -1,7 +1,6 @@
 """Convert a published checkpoint to a backbone file that init_cfg=dict(type='Pretrained', checkpoint=DST) loads."""
 import argparse
 import io
-import sys
 
 import torch
 
@@ -46,4 +45,4 @@ def convert(src: str, dst: str, system: str) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

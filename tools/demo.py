@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit('error: training ended early, see above; the same command goes on from the last checkpoint')
     with one_line_errors():
         checkpoint = find_whole_checkpoint(work_dir)
+        if checkpoint is None:
+            sys.exit(f'error: training left no checkpoint in {work_dir}')
         metrics = test([str(config), checkpoint, '--work-dir', str(work_dir / 'test')])
         draw_curves(work_dir, work_dir / 'curves.png')
         task.draw(config, checkpoint, work_dir / 'predictions.png')

@@ -84,4 +84,4 @@ def export(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -1,6 +1,5 @@
 """Count the parameters, FLOPs and activations of a config's model, part by part; neither data nor weights are needed."""
 import argparse
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -52,4 +51,4 @@ def print_table(found: Complexity, title: str) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

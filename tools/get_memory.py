@@ -4,7 +4,6 @@ for parameters, gradients and optimizer. Runs on the CPU, in float32; neither da
 A GPU needs more than the sum: what an operation needs while it runs, cuDNN's workspaces, and what the allocator cannot use.
 """
 import argparse
-import sys
 from pathlib import Path
 
 from mmsimvit.benchmark.memory import measure_training_memory
@@ -34,4 +33,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

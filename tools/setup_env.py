@@ -21,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 12))
@@ -56,7 +57,7 @@ def read_requirements(stack: str, torch: str | None = None) -> list[str]:
     if torch is None:
         return lines
     version = re.fullmatch(r'2\.(\d+)\.(\d+)', torch)
-    if not version:
+    if version is None:
         stop(f'--torch takes a version such as 2.6.0, got {torch}')
     others = [line for line in lines if not line.startswith(('torch==', 'torchvision=='))]
     return [f'torch=={torch}', f'torchvision==0.{int(version[1]) + 15}.{version[2]}', *others]
@@ -179,14 +180,14 @@ class Setup:
             folder: where the wheel goes.
         """
         version, _, build = torch.partition('+')
-        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, build=build or 'cpu')
+        page: str | None = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, build=build or 'cpu')
         try:  # pip itself would try for minutes
             urllib.request.urlopen(page, timeout=10).close()
         except (urllib.error.URLError, OSError) as error:
             print(f'  no published wheels for torch {torch}: {page} ({error})', flush=True)
             page = None
-        command = [self.python, '-m', 'pip', 'download', '--no-deps', '--no-cache-dir', '--only-binary=:all:', '--dest', folder,
-                   *(['--find-links', page] if page else []), self.mmcv]
+        command = [str(self.python), '-m', 'pip', 'download', '--no-deps', '--no-cache-dir', '--only-binary=:all:',
+                   '--dest', str(folder), *(['--find-links', page] if page else []), self.mmcv]
         found = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
         if found.returncode:
             return False
@@ -202,13 +203,13 @@ class Setup:
         jobs = os.environ.get('MAX_JOBS', str(os.cpu_count()))
         env = dict(clean_environment(), CFLAGS=flags, MAX_JOBS=jobs, MMCV_WITH_OPS='1',
                    PATH=os.pathsep.join([str(self.python.parent), os.environ['PATH']]))
-        command = [self.python, '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir',
-                   f'--no-binary={self.mmcv.split("==")[0]}', '--wheel-dir', folder, self.mmcv]
+        command = [str(self.python), '-m', 'pip', 'wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir',
+                   f'--no-binary={self.mmcv.split("==")[0]}', '--wheel-dir', str(folder), self.mmcv]
         log = self.venv / 'mmcv-build.log'
         started, last, shown = time.time(), '', 0.0
         with open(log, 'w') as file, subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                                       text=True, errors='replace') as process:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 file.write(line)
                 last = line.strip() or last
                 progress = re.match(r'\s*\[(\d+)/(\d+)\]', line)
@@ -264,7 +265,7 @@ def step(title: str) -> None:
     print(f'-- set-up {title}', flush=True)
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     sys.exit(f'error: {message}')
 
 

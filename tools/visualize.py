@@ -12,7 +12,9 @@ import re
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
 from mmsimvit.engine import feature_maps
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             visualize(args, cfg, model)
 
 
-def visualize(args: argparse.Namespace, cfg: Config, model: torch.nn.Module) -> None:
+def visualize(args: argparse.Namespace, cfg: Config, model: BaseModel) -> None:
     out_dir = args.out_dir or Path(cfg.work_dir, 'visualized')
     model, meta = feature_maps.prepare_model(model, args.checkpoint)
     view = feature_maps.read_image(cfg, model, str(args.image))
@@ -62,7 +64,7 @@ def visualize(args: argparse.Namespace, cfg: Config, model: torch.nn.Module) -> 
         classes, _ = find_classes(model, meta, feature_maps.get_test_dataset(cfg))
         name, heat = feature_maps.get_grad_cam(model, view, classes, args.grad_cam or None)
 
-    def save(figure, name: str) -> None:
+    def save(figure: Figure, name: str) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         path = out_dir / f'{args.image.stem}_{name}.png'
         figure.savefig(path, dpi=120)

@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice
 from numbers import Integral, Real
 from operator import mul
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 from mmengine.model import BaseModule, trunc_normal_init
@@ -16,15 +17,15 @@ NUM_STAGES = 4
 
 def is_positive(value: object) -> bool:
     """Whether an argument is a positive whole number."""
-    return isinstance(value, Integral) and value >= 1
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def is_rate(value: object) -> bool:
     """Whether an argument is a number in [0, 1)."""
-    return isinstance(value, Real) and 0 <= value < 1
+    return isinstance(value, Real) and 0 <= float(value) < 1
 
 
-def is_sequence(value: object) -> bool:
+def is_sequence(value: object) -> TypeGuard[Sequence]:
     """Whether an argument is a list or the like, not a text."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
@@ -54,19 +55,21 @@ class PyramidBackbone(BaseModule):
         stage_strides: a tuple, one entry for each of the four stages.
 
     Raises:
-        ValueError: for an argument that names no variant, no stage or no rate.
+        ValueError: for an argument that names no variant, no stage, no rate or no number of channels; when called, for images
+            that are not ``(B, in_channels, H, W)``.
     """
 
     arch_zoo: dict[str, dict] = {}
     arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
     block_type: type[nn.Module] = Block
     adds_norms = False  # to the returned maps, which classifiers lack, so that those of a stage may be missing in a checkpoint
+    stages: Any  # an nn.ModuleList of Stage, which torch's types cannot say
 
     def __init__(self, arch: str | Mapping, patch_sizes: Sequence[int], in_channels: int, out_indices: Sequence[int],
                  frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):
         super().__init__(init_cfg)
         self.arch = self._resolve(arch)
-        self.out_indices = tuple(out_indices) if is_sequence(out_indices) else (out_indices, )
+        self.out_indices: tuple[int, ...] = tuple(out_indices) if is_sequence(out_indices) else (cast(int, out_indices), )
         named = [index for index in range(NUM_STAGES) if index in self.out_indices]
         if not named or list(self.out_indices) != named:
             raise ValueError(f'out_indices must name stages among 0, 1, 2, 3, ascending, got {out_indices!r}')
@@ -135,6 +138,7 @@ class PyramidBackbone(BaseModule):
         return stem + list(self.stages[:max(self.frozen_stages, 0)])
 
     def train(self, mode: bool = True) -> 'PyramidBackbone':
+        """As in torch, but frozen modules stay in eval mode."""
         super().train(mode)
         self.freeze()
         return self

@@ -47,6 +47,7 @@ class DynamicDepthwiseConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set ``bias`` to zero."""
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -175,9 +175,9 @@ class Stage(layers.Stage):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory: what the next stage takes."""
         x = self.patch_embed(x)
-        global_query = None if self.global_query is None else self.global_query(x)
+        global_query = [] if self.global_query is None else [self.global_query(x)]
         for index, block in enumerate(self.blocks):
-            x = self.run_block(block, x, global_query) if index % 2 else self.run_block(block, x)
+            x = self.run_block(block, x, *global_query) if index % 2 else self.run_block(block, x)
         return x.permute(0, 3, 1, 2)
 
 
@@ -221,7 +221,8 @@ class GCViT(PyramidBackbone):
         )
     }
     arch_rules = {
-        'layer_scale': ('None or a positive number', lambda value: value is None or (isinstance(value, Real) and value > 0)),
+        'layer_scale': ('None or a positive number',
+                        lambda value: value is None or (isinstance(value, Real) and float(value) > 0)),
     }
 
     def __init__(self,

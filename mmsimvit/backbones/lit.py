@@ -53,15 +53,16 @@ class DeformableMerging(nn.Module):
 
     def reset_offset(self) -> None:
         """Offsets begin at zero, so that training starts from plain merging."""
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
         x = pad_for_patches(x, 2)
         # The operator takes tensors of one dtype, autocast or not, and not bfloat16.
-        dtype = self.conv.weight.dtype
-        tensors = (x, self.offset(x), self.conv.weight, self.conv.bias)
+        dtype, bias = self.conv.weight.dtype, self.conv.bias
+        assert bias is not None  # as it was built
+        tensors = (x, self.offset(x), self.conv.weight, bias)
         y = self.deform_conv2d(*(t.float() if dtype == torch.bfloat16 else t.to(dtype) for t in tensors), stride=2)
         return F.gelu(self.norm(y.to(dtype))).permute(0, 2, 3, 1)
 
@@ -76,6 +77,7 @@ class PositionEmbedding(nn.Module):
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
+        """Draw the vectors from a normal distribution with a deviation of 0.02."""
         nn.init.trunc_normal_(self.embedding, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ class PositionEmbedding(nn.Module):
             state_dict[f'{prefix}embedding'] = resize(embedding, self.embedding.shape[2:])
 
 
-def resize(embedding: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(embedding: Tensor, size: Sequence[int]) -> Tensor:
     """``(1, C, h, w)`` -> ``(1, C, *size)``."""
     return F.interpolate(embedding, size=size, mode='bilinear', align_corners=False)
 
@@ -114,14 +116,15 @@ class Attention(nn.Module):
         if self.position_bias is None:
             out = multi_head_attention(query, key, value, self.num_heads)
         else:
-            out = self._attend_with_bias(query, key, value, *x.shape[1:3])
+            out = self._attend_with_bias(self.position_bias, query, key, value, *x.shape[1:3])
         return self.proj(out.unflatten(1, x.shape[1:3]))
 
-    def _attend_with_bias(self, query: Tensor, key: Tensor, value: Tensor, height: int, width: int) -> Tensor:
+    def _attend_with_bias(self, position_bias: RelativePositionBias, query: Tensor, key: Tensor, value: Tensor, height: int,
+                          width: int) -> Tensor:
         if torch.compiler.is_compiling() or self.num_heads * (height * width)**2 * query.element_size() <= CHUNK_BYTES:
-            return multi_head_attention(query, key, value, self.num_heads, self.position_bias(height, width))
+            return multi_head_attention(query, key, value, self.num_heads, position_bias(height, width))
         step = max(CHUNK_BYTES // (self.num_heads * height * width**2 * query.element_size()), 1)
-        columns, outs = self.position_bias.spread_columns(height, width), []
+        columns, outs = position_bias.spread_columns(height, width), []
         for first in range(0, height, step):
             last = min(first + step, height)
             inputs = (query[:, first * width:last * width], key, value, columns[:, first:last + height - 1], height, width)
@@ -181,7 +184,7 @@ class LIT(PyramidBackbone):
         'position_grids': ('None or 4 positive whole numbers', lambda value: value is None or is_numbers(value, 4)),
         'bias_grids': ('None or 2 positive whole numbers, for stages 3 and 4',
                        lambda value: value is None or is_numbers(value, 2)),
-        'norm_eps': ('a positive number', lambda value: isinstance(value, Real) and value > 0),
+        'norm_eps': ('a positive number', lambda value: isinstance(value, Real) and float(value) > 0),
         'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
     }
 
@@ -198,7 +201,8 @@ class LIT(PyramidBackbone):
         self.stages = nn.ModuleList()
         for index in range(self.num_built):
             dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
-            patch_embed = DeformableMerging(in_channels, dims) if index else PatchEmbed(in_channels, dims, PATCH_SIZES[0])
+            patch_embed: nn.Module = (DeformableMerging(in_channels, dims) if index
+                                      else PatchEmbed(in_channels, dims, PATCH_SIZES[0]))
             if self.arch['position_grids']:
                 patch_embed = nn.Sequential(patch_embed, PositionEmbedding(dims, self.arch['position_grids'][index]))
             blocks = []

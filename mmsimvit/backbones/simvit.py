@@ -1,5 +1,5 @@
 """SimViT: Exploring a Simple Vision Transformer with Sliding Windows (Li et al., ICME 2022, arXiv 2112.13085)."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import sqrt
 
@@ -70,9 +70,11 @@ class FFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         with_gradients = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        if self._is_as_built() and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute):
-            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, self.dwconv.bias,
-                                      self.fc2.weight, self.fc2.bias)
+        conv_bias = self.dwconv.bias
+        if (conv_bias is not None and self._is_as_built()
+                and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute)):
+            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, conv_bias, self.fc2.weight,
+                                      self.fc2.bias)
         x = self.fc1(x)
         if self.recompute and with_gradients and not torch.compiler.is_exporting():
             return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
@@ -99,7 +101,7 @@ class Stage(layers.Stage):
         return super().get_map(super().forward(x))
 
     def get_map(self, x: Tensor) -> Tensor:
-        """``x``, which has gone through the norm."""
+        """``x``, ``(B, C, H', W')``, which has gone through the norm."""
         return x
 
 
@@ -122,6 +124,9 @@ class SimViT(PyramidBackbone):
 
     ``out_indices``, ``frozen_stages``, ``drop_path_rate``, ``with_cp`` and ``init_cfg`` are those of
     :class:`PyramidBackbone`, as are the outputs and the errors.
+
+    Raises:
+        ValueError: also for an even or negative ``kernel_size``, and an ``attn_drop_rate`` outside of [0, 1).
     """
 
     arch_zoo = {
@@ -145,6 +150,7 @@ class SimViT(PyramidBackbone):
         self.stages = nn.ModuleList()
         for index in range(self.num_built):
             dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
+            attention: Callable[[], nn.Module]
             if index < 3:
                 attention = partial(CentralAttention, dims, num_heads, kernel_size, attn_drop_rate)
             else:

@@ -5,18 +5,21 @@ meets all of them.
 """
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from .contestants import COPY, OPERATIONS, PEERS, backbone_contestant, operation_contestants
-from .measure import STEPS, measure
+from .measure import STEPS, Contestant, measure
 from .report import environment, print_table, records, write
 
 SHAPES = ['2,200,334,64,1', '2,100,167,128,2', '2,50,84,320,5', '32,56,56,64,1']  # stages 1 to 3 at 800 x 1333; stage 1 at 224
 
 
-def numbers(count: int, separator: str):
+def numbers(count: int, separator: str) -> Callable[[str], tuple[int, ...]]:
+    """The type of an argument that is so many positive whole numbers with ``separator`` between them."""
     def parse(word: str) -> tuple[int, ...]:
         values = tuple(int(part) if part.isdigit() else 0 for part in word.split(separator))
         if len(values) != count or min(values) < 1:
@@ -26,10 +29,12 @@ def numbers(count: int, separator: str):
 
 
 def at_least_one(word: str) -> int:
+    """The type of an argument that is one positive whole number."""
     return numbers(1, ',')(word)[0]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line, and choose the backends and the baseline that it leaves open."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', metavar='MODEL',
                         help='backbones: NAME:ARCH of a registered model (SimViT:tiny; SimViT:tiny,with_cp=True), '
@@ -64,7 +69,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def cases(args: argparse.Namespace, dtype: torch.dtype, device: torch.device):
+def cases(args: argparse.Namespace, dtype: torch.dtype,
+          device: torch.device) -> Iterator[tuple[str, Callable[[], list[Contestant]]]]:
     """A title and a function that gives the contestants, for every input."""
     if args.op:
         # The copy tells how fast this memory is.
@@ -72,17 +78,22 @@ def cases(args: argparse.Namespace, dtype: torch.dtype, device: torch.device):
             for kernel_size in args.kernel_sizes:
                 title = 'x'.join(map(str, shape[:4])) + f', {shape[4]} head{"s" if shape[4] > 1 else ""}'
                 title += f', k={kernel_size}' if kernel_size != 3 else ''
-                yield title, lambda shape=shape, k=kernel_size: operation_contestants(
-                    [*args.backends, COPY], shape, k, dtype, device)
+                yield title, partial(operation_contestants, [*args.backends, COPY], shape, kernel_size, dtype, device)
     else:
+        def backbones(batch: int, size: tuple[int, int]) -> list[Contestant]:
+            return [backbone_contestant(word, batch, size, dtype, device) for word in args.models]
+
         for size in args.sizes:
             for batch in args.batch_sizes:
-                yield f'{size[0]}x{size[1]}, batch {batch}', lambda size=size, batch=batch: [
-                    backbone_contestant(word, batch, size, dtype, device) for word in args.models]
+                yield f'{size[0]}x{size[1]}, batch {batch}', partial(backbones, batch, size)
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Measure, print, and give one dict for each contestant, input and step."""
+    """Measure, print, and give one dict for each contestant, input and step.
+
+    Raises:
+        SystemExit: if a contestant cannot be built, or nothing could be measured.
+    """
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -95,15 +106,15 @@ def main(argv: list[str] | None = None) -> list[dict]:
         except (ValueError, KeyError, RuntimeError) as error:
             raise SystemExit(f'error: {error}') from error
         try:
-            measure(found, args.steps, args.rounds, lambda line, title=title: show_progress(f'{title}: {line}'))
+            measure(found, args.steps, args.rounds, partial(show_progress, title))
         except torch.OutOfMemoryError as error:
-            show_progress('')
+            show_progress()
             print(f'{title}: out of memory, left out: {error}', file=sys.stderr)
             continue
         rows += records(title, found, args.baseline)
         if args.out:
             write(rows, about, args.out)  # after every case, so that an interruption loses one
-    show_progress('')
+    show_progress()
     if not rows:
         raise SystemExit('error: nothing could be measured')
     print_table(rows, about)
@@ -112,8 +123,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     return rows
 
 
-def show_progress(line: str) -> None:
+def show_progress(title: str = '', step: str = '') -> None:
     """On one line of a terminal; in a log, each on its own."""
+    line = f'{title}: {step}' if title else ''
     if sys.stderr.isatty():
         print(f'\r\033[K{line}', end='', file=sys.stderr, flush=True)
     elif line:

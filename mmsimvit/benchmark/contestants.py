@@ -1,6 +1,7 @@
 """What can be measured: implementations of central attention, and backbones."""
 import ast
 import re
+from collections.abc import Callable, Sequence
 
 import torch
 from mmengine.config import Config
@@ -37,7 +38,7 @@ def operation_contestants(names: list[str], shape: tuple[int, int, int, int, int
                         for parts in (1, 2))
     copied = torch.empty_like(query)
 
-    def attend(backend):
+    def attend(backend: str) -> Callable[[], torch.Tensor]:
         return lambda: central_attention(query, key_value, None, num_heads, kernel_size, backend=backend)
 
     known = {name: attend(name) for name in ('reference', 'composite', 'eager', 'triton')}
@@ -48,9 +49,10 @@ def operation_contestants(names: list[str], shape: tuple[int, int, int, int, int
     tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 0.1
     few = [x[:1, :9].detach().clone().requires_grad_() for x in (query, key_value)]  # not all: the reference unfolds them
 
-    def results(name):
-        out = (published.central_attention(*few, num_heads, kernel_size) if name == 'published'
-               else central_attention(*few, None, num_heads, kernel_size, backend=name))
+    def results(name: str) -> list[torch.Tensor]:
+        few_queries, few_keys_values = few
+        out = (published.central_attention(few_queries, few_keys_values, num_heads, kernel_size) if name == 'published'
+               else central_attention(few_queries, few_keys_values, None, num_heads, kernel_size, backend=name))
         return [out, *torch.autograd.grad(out, few, torch.ones_like(out))]
 
     expected = results('reference')
@@ -71,6 +73,7 @@ def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: tor
     Raises:
         ValueError: for a word that names no backbone.
     """
+    form: str | None
     form, _, rest = word.partition(':')
     if form not in (*BACKENDS, 'published'):
         form, rest = None, word
@@ -82,7 +85,7 @@ def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: tor
     model.requires_grad_(True)
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def call():
+    def call() -> Sequence[torch.Tensor]:
         model.train(torch.is_grad_enabled())
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return model(image)
@@ -91,7 +94,11 @@ def backbone_contestant(word: str, batch: int, size: tuple[int, int], dtype: tor
 
 
 def build_backbone(word: str) -> torch.nn.Module:
-    """Of a word without its form."""
+    """Of a word without its form.
+
+    Raises:
+        ValueError: for an argument without a value, or a word that names no backbone.
+    """
     name, *arguments = re.split(r',(?![^(\[]*[)\]])', word)  # not at the commas of a tuple
     if name in PEERS:
         cfg = dict(PEERS[name])

@@ -36,6 +36,7 @@ class Contestant:
     queue_cycles: int = 20_000_000
 
     def run(self, step: str) -> None:
+        """One step; the gradients that a training step computes are thrown away."""
         with preferring(self.backend):
             if step == 'forward':
                 with torch.no_grad():
@@ -52,9 +53,9 @@ class Contestant:
     def time(self, step: str) -> float:
         """Seconds of one run; on a GPU, of its kernels alone: they are queued while the GPU is kept busy."""
         if self.device.type != 'cuda':
-            start = time.perf_counter()
+            began = time.perf_counter()
             self.run(step)
-            return time.perf_counter() - start
+            return time.perf_counter() - began
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         while True:
             torch.empty(1 << 28, dtype=torch.int8, device=self.device).zero_()  # what the last run left in the caches

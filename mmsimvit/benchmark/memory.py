@@ -3,8 +3,9 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
@@ -23,7 +24,7 @@ class TrainingMemory(NamedTuple):
 
 def kept_bytes(call: Callable[[], object], device: torch.device, inputs: Iterable[Tensor] = ()) -> int:
     """Bytes that wait for the backward pass of ``call``: what is allocated after it and was not before, without the tensors
-    that it gives, and those of ``inputs`` that it saves."""
+    that it gives, and those of ``inputs`` (of any shape) that it saves."""
     saved = set()
 
     def keep(x: Tensor) -> Tensor:
@@ -52,10 +53,12 @@ def _run(call: Callable[[], object], device: torch.device) -> tuple[int, object]
 def memory_events(profiler: profile) -> list:
     """Every allocation (positive ``nbytes()``) and release (negative) of torch's allocator on the CPU, also those inside of
     operators."""
-    return [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    finished = profiler.profiler
+    assert finished is not None and finished.kineto_results is not None
+    return [event for event in finished.kineto_results.events() if event.name() == '[memory]']
 
 
-def measure_training_memory(model: nn.Module, scope: str, batch: int, shape: tuple[int, int]) -> TrainingMemory:
+def measure_training_memory(model: BaseModel, scope: str, batch: int, shape: tuple[int, int]) -> TrainingMemory:
     """Run the forward pass of a training step on random images, on the CPU in float32, and count.
 
     Args:
@@ -74,7 +77,7 @@ def measure_training_memory(model: nn.Module, scope: str, batch: int, shape: tup
     return TrainingMemory(states + sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad), kept)
 
 
-def random_batch(model: nn.Module, scope: str, batch: int, shape: tuple[int, int]) -> dict:
+def random_batch(model: BaseModel, scope: str, batch: int, shape: tuple[int, int]) -> dict:
     """Noise as images, and for each of them boxes with masks, a label map or a label.
 
     Raises:
@@ -86,7 +89,7 @@ def random_batch(model: nn.Module, scope: str, batch: int, shape: tuple[int, int
                 data_samples=[_sample(model, scope, shape, generator) for _ in range(batch)])
 
 
-def _sample(model: nn.Module, scope: str, shape: tuple[int, int], generator: torch.Generator) -> object:
+def _sample(model: BaseModel, scope: str, shape: tuple[int, int], generator: torch.Generator) -> object:
     meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1., 1.), flip=False)
     if scope == 'mmdet':
         from mmdet.structures import DetDataSample

@@ -2,12 +2,12 @@
 
 The baseline that ratios are given to, for benchmarks alone.
 """
+from collections.abc import Callable
 from types import MethodType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones import SimViT
 from ..backbones.simvit import FFN, Attention, CentralAttention
 
 
@@ -23,32 +23,33 @@ def central_attention(query: Tensor, key_value: Tensor, num_heads: int, kernel_s
     return (weights @ value).reshape(batch, height, width, channels)
 
 
-def formulate(model: SimViT) -> SimViT:
+def formulate(model: nn.Module) -> nn.Module:
     """Change a SimViT in place so that it computes as published; its parameters stay."""
     for module in model.modules():
-        if isinstance(module, CentralAttention):
-            module.forward = MethodType(_central_attention_forward, module)
-        elif isinstance(module, Attention):
-            module.forward = MethodType(_attention_forward, module)
-        elif isinstance(module, FFN):
-            module.forward = MethodType(_ffn_forward, module)
+        for kind, forward in FORWARDS.items():
+            if isinstance(module, kind):
+                module.forward = MethodType(forward, module)
     return model
 
 
-def _central_attention_forward(self: nn.Module, x: Tensor) -> Tensor:
+def _central_attention_forward(self: CentralAttention, x: Tensor) -> Tensor:
     return self.proj(central_attention(self.q(x), self.kv(x), self.num_heads, self.kernel_size))
 
 
-def _attention_forward(self: nn.Module, x: Tensor) -> Tensor:
+def _attention_forward(self: Attention, x: Tensor) -> Tensor:
     query = self.q(x).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
     key, value = self.kv(x).flatten(1, 2).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
     weights = (query @ key.transpose(-2, -1) * query.shape[-1]**-0.5).softmax(-1)
     return self.proj((weights @ value).transpose(1, 2).reshape(x.shape))
 
 
-def _ffn_forward(self: nn.Module, x: Tensor) -> Tensor:
+def _ffn_forward(self: FFN, x: Tensor) -> Tensor:
     batch, height, width, _ = x.shape
     # With one image, the view's stride of the batch hides from the convolution that the channels lie innermost.
     x = self.fc1(x).flatten(1, 2).transpose(1, 2).view(batch, -1, height, width)
     x = self.dwconv(x).flatten(2).transpose(1, 2)
     return self.fc2(F.gelu(x)).unflatten(1, (height, width))
+
+
+FORWARDS: dict[type[nn.Module], Callable] = {
+    CentralAttention: _central_attention_forward, Attention: _attention_forward, FFN: _ffn_forward}

@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,12 +25,13 @@ def records(case: str, contestants: list[Contestant], baseline: str) -> list[dic
             seconds = contestant.seconds.get(step)
             if not seconds or contestant.name == COPY:
                 continue
-            row = dict(case=case, step=step, name=contestant.name, baseline=baseline, seconds=seconds,
-                       median_seconds=statistics.median(seconds), peak_bytes=contestant.peak_bytes.get(step))
+            row: dict[str, Any] = dict(
+                case=case, step=step, name=contestant.name, baseline=baseline, seconds=seconds,
+                median_seconds=statistics.median(seconds), peak_bytes=contestant.peak_bytes.get(step))
             row['times_faster'], *row['times_faster_quartiles'] = ratio(by_name[baseline].seconds[step], seconds)
             if step == 'training':
                 row['saved_bytes'] = contestant.saved_bytes
-                row['saved_ratio'] = contestant.saved_bytes / by_name[baseline].saved_bytes
+                row['saved_ratio'] = row['saved_bytes'] / by_name[baseline].saved_bytes
             row['peak_ratio'] = row['peak_bytes'] / by_name[baseline].peak_bytes[step]
             if COPY in by_name:
                 copy = statistics.median(by_name[COPY].seconds['forward'])
@@ -39,6 +41,7 @@ def records(case: str, contestants: list[Contestant], baseline: str) -> list[dic
 
 
 def environment(device: torch.device, threads: int, dtype: str) -> dict:
+    """What the numbers depend on beside the code: device, threads, dtype, torch; and the date."""
     processor = platform.processor()
     if Path('/proc/cpuinfo').is_file():
         lines = Path('/proc/cpuinfo').read_text().splitlines()
@@ -48,10 +51,12 @@ def environment(device: torch.device, threads: int, dtype: str) -> dict:
 
 
 def describe(about: dict) -> str:
+    """An :func:`environment` on one line."""
     return f'{about["device"]}, {about["threads"]} threads, {about["dtype"]}, torch {about["torch"]}, {about["date"]}'
 
 
 def print_table(rows: list[dict], about: dict) -> None:
+    """Print what :func:`records` gave for all cases."""
     table = Table(title=describe(about), caption='median (quartiles) of interleaved rounds; "faster" and the numbers beside '
                   f'memory are relative to {rows[0]["baseline"]}')
     floor = any('times_floor' in row for row in rows)

@@ -30,6 +30,7 @@ class CheckedPipeline(Compose):
         self.ignore_index = ignore_index
 
     def __call__(self, data: dict) -> Any:
+        """What the transforms make of an entry of the data set."""
         name, labels = data.get('img_path'), data.get('seg_map_path')  # before a transform changes them
         try:
             packed = super().__call__(data)
@@ -40,20 +41,20 @@ class CheckedPipeline(Compose):
                             'take it out of the data') from error
         sample = packed.get('data_samples') if isinstance(packed, dict) else None
         if self.num_classes and sample is not None and 'gt_sem_seg' in sample:
-            self._check_labels(labels, packed['inputs'], sample)
+            self._check_labels(labels, packed['inputs'], sample, self.num_classes)
         return packed
 
-    def _check_labels(self, labels: str, image: Tensor, sample: Any) -> None:
+    def _check_labels(self, labels: str | None, image: Tensor, sample: Any, num_classes: int) -> None:
         shape = tuple(sample.gt_sem_seg.shape)
         if shape not in (tuple(image.shape[-2:]), tuple(sample.get('ori_shape', ()))):  # the latter where it is not resized
             raise DataError(f'label map {labels} does not fit its image: {shape} pixels, height and width, beside '
                             f'{tuple(image.shape[-2:])}; it must have the size of the image')
         values = sample.gt_sem_seg.data
         worst = values[values != self.ignore_index]
-        if worst.numel() and worst.max() >= self.num_classes:
+        if worst.numel() and worst.max() >= num_classes:
             raise DataError(
-                f'label map {labels} has the value {worst.max().item()}, but there are {self.num_classes} classes, from 0 to '
-                f'{self.num_classes - 1}, and {self.ignore_index} for none; name all classes in metainfo, set '
+                f'label map {labels} has the value {worst.max().item()}, but there are {num_classes} classes, from 0 to '
+                f'{num_classes - 1}, and {self.ignore_index} for none; name all classes in metainfo, set '
                 'reduce_zero_label if 0 stands for none, or mend the map')
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def _fault_of(path: Path) -> str | None:
         return 'cannot be read as an image; it may be cut short'
 
 
-def _check_coco(path: Path, images: Path, classes: tuple[str, ...], split: str, with_mask: bool, annotated: bool, min_size: int,
+def _check_coco(path: Path, images: Path, classes: Sequence[str], split: str, with_mask: bool, annotated: bool, min_size: int,
                 filter_empty: bool) -> None:
     """
     Args:
@@ -192,9 +192,9 @@ def _check_coco(path: Path, images: Path, classes: tuple[str, ...], split: str, 
                         'take it out of the annotations')
 
 
-def _check_image_entries(path: Path, entries: list[dict]) -> dict:
+def _check_image_entries(path: Path, entries: list[dict]) -> dict[int, tuple[str, float, float]]:
     """Image id -> file name, width, height."""
-    sizes = {}
+    sizes: dict[int, tuple[str, float, float]] = {}
     for entry in entries:
         missing = [key for key in ('id', 'file_name', 'width', 'height') if key not in entry]
         if missing:
@@ -209,13 +209,15 @@ def _check_image_entries(path: Path, entries: list[dict]) -> dict:
     return sizes
 
 
-def _check_annotations(path: Path, annotations: list[dict], sizes: dict, with_mask: bool, split: str) -> list[dict]:
+def _check_annotations(path: Path, annotations: list[dict], sizes: dict[int, tuple[str, float, float]], with_mask: bool,
+                       split: str) -> list[dict]:
     """Refuse annotations that would end a run, or make it wrong; warn of those that MMDetection leaves out in silence.
 
     Returns:
         The others.
     """
-    whole, left_out = [], {NO_IMAGE: [], NO_AREA: [], NO_POLYGON: []}
+    whole = []
+    left_out: dict[str, list] = {NO_IMAGE: [], NO_AREA: [], NO_POLYGON: []}
     seen = set()
     for item in annotations:
         name = f'annotation {item.get("id")} of {path}'
@@ -254,7 +256,7 @@ def _check_annotations(path: Path, annotations: list[dict], sizes: dict, with_ma
     return whole
 
 
-def _check_mask(mask: object, width: int, height: int, name: str, split: str) -> bool:
+def _check_mask(mask: object, width: float, height: float, name: str, split: str) -> bool:
     """Whether a COCO segmentation is one that MMDetection trains on."""
     if not mask:
         raise DataError(f'{name} has no segmentation, but the pipeline loads masks; use a detector without mask head, such as '
@@ -284,5 +286,5 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _some(names) -> str:
+def _some(names: Sequence) -> str:
     return ', '.join(map(repr, names[:5])) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

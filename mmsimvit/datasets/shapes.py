@@ -16,8 +16,10 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from PIL import Image
 from rich.progress import Progress
@@ -88,7 +90,7 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
 
 
 @DATASETS.register_module(name='Shapes')
-def shapes_dataset(dataset: dict, root: str, **options):
+def shapes_dataset(dataset: dict, root: str, **options: Any) -> BaseDataset:
     """A dataset on generated images: ``dataset`` is built after :func:`generate_shapes` made sure that they are there.
 
     ``options`` are settings of :func:`generate_shapes`; any other goes to ``dataset``, as ``lazy_init`` does that
@@ -127,8 +129,8 @@ def _write(root: Path, settings: dict, progress: Progress) -> None:
     for split, name in enumerate(SPLITS):
         for kind in ('images', 'annotations'):
             (root / kind / name).mkdir(parents=True)
-        coco = dict(info=dict(description='mmsimvit shapes', version=str(VERSION)), images=[], annotations=[],
-                    categories=[dict(id=index, name=label) for index, label in enumerate(CLASSES, 1)])
+        coco: dict[str, Any] = dict(info=dict(description='mmsimvit shapes', version=str(VERSION)), images=[], annotations=[],
+                                    categories=[dict(id=index, name=label) for index, label in enumerate(CLASSES, 1)])
         for number in range(counts[split]):
             file_name = f'{number:06d}.png'
             image, labels, masks = draw_scene(np.random.RandomState([settings['seed'], split, number]), size)
@@ -158,7 +160,9 @@ def draw_scene(random: np.random.RandomState, size: int) -> tuple[np.ndarray, li
         pixels, ``(size, size)`` bool. An object keeps at least half of its pixels in sight.
     """
     image = _background(random, size)
-    labels, masks, areas = [], [], []
+    labels: list[int] = []
+    masks: list[np.ndarray] = []
+    areas: list[int] = []
     # Each octave of radii is as likely: from a 12th of the image to a 6th, and on to a third.
     octaves = [size * SUBPIXELS // 12 << random.randint(2) for _ in range(random.randint(1, 6))]
     radii = [low + random.randint(low) for low in octaves]

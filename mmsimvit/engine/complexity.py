@@ -2,8 +2,9 @@
 import copy
 import re
 from collections import Counter
+from collections.abc import Callable
 from types import MethodType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import BaseModel
@@ -36,15 +37,18 @@ class Part(NamedTuple):
 
     @property
     def flops(self) -> int:
+        """Two for each MAC."""
         return 2 * self.macs
 
 
 class Complexity(NamedTuple):
+    """What a model computes for one image, as a table."""
     parts: list[Part]
     notes: list[str]  # sentences on what was and was not counted
 
     @property
     def total(self) -> Part:
+        """The line of the whole model."""
         return self.parts[0]
 
 
@@ -102,24 +106,26 @@ def count_complexity(model: nn.Module, shape: tuple[int, int], num_proposals: in
 class _Counter(TorchDispatchMode):
     """MACs and activations of every operator, by the innermost module that runs it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.formulas = {**flop_registry, central_attention: _central_attention_flops,
-                         inhomogeneous_conv: _inhomogeneous_conv_flops}
+        self.formulas: dict[Any, Callable] = {
+            **flop_registry, central_attention: _central_attention_flops, inhomogeneous_conv: _inhomogeneous_conv_flops}
         if hasattr(torch.ops.torchvision, 'deform_conv2d'):  # of LIT; its bilinear sampling is not counted
             self.formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
         self.tracker = ModuleTracker()
-        self.macs, self.activations = Counter(), Counter()  # keys: name of the module, whether it is a product of two maps
+        # Keys: name of the module, whether it is a product of two maps.
+        self.macs: Counter[tuple[str, bool]] = Counter()
+        self.activations: Counter[tuple[str, bool]] = Counter()
 
-    def __enter__(self):
+    def __enter__(self) -> '_Counter':
         self.tracker.__enter__()
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.tracker.__exit__(*error)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         operator = func.overloadpacket
@@ -133,7 +139,7 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def _central_attention_flops(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, *_,
+def _central_attention_flops(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, *_: object,
                              out_val: Tensor) -> int:
     return 2 * 2 * query.numel() * kernel_size**2
 
@@ -142,17 +148,18 @@ def _inhomogeneous_conv_flops(x: Tensor, kernels: Tensor, groups: int, *, out_va
     return 2 * x.numel() * kernels.shape[1] // groups
 
 
-def _deform_conv_flops(x: Tensor, weight: Tensor, *_, out_val: Tensor) -> int:
+def _deform_conv_flops(x: Tensor, weight: Tensor, *_: object, out_val: Tensor) -> int:
     return 2 * out_val.numel() * weight[0].numel()
 
 
-def _run(model: nn.Module, shape: tuple[int, int], num_proposals: int | None,
+def _run(original: nn.Module, shape: tuple[int, int], num_proposals: int | None,
          device: str) -> tuple[_Counter, list[tuple[str, int]]]:
     """What a copy of the model counts on a device, and on how many regions each part of a second stage was run."""
-    model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    model: Any = copy.deepcopy(original).to(device).eval().requires_grad_(False)
     image = torch.rand(1, image_channels(model), *shape, device=device)
     sizes = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1., 1.))
-    samples, rois = None, []
+    samples: list | None = None
+    rois: list[tuple[str, int]] = []
     if is_a(model, 'BaseDetector'):
         from mmdet.structures import DetDataSample
         samples = [DetDataSample(metainfo=sizes)]
@@ -172,7 +179,7 @@ def _run(model: nn.Module, shape: tuple[int, int], num_proposals: int | None,
     return counter, rois
 
 
-def _fix_proposals(model: nn.Module, image: Tensor, num_proposals: int | None) -> list[tuple[str, int]]:
+def _fix_proposals(model: BaseModel, image: Tensor, num_proposals: int | None) -> list[tuple[str, int]]:
     """Let a two-stage detector take fixed numbers of proposals and of detections, and leave out the pooling of features.
 
     Returns:
@@ -182,28 +189,29 @@ def _fix_proposals(model: nn.Module, image: Tensor, num_proposals: int | None) -
     from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
     from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
     from mmengine.structures import InstanceData
-    rois, roi_head = [], model.roi_head
+    rois: list[tuple[str, int]] = []
+    roi_head = model.roi_head
 
-    def propose(rpn_head, x, *_, **__):
+    def propose(rpn_head: Any, x: Any, *_: object, **__: object) -> list[InstanceData]:
         rpn_head(x)
         number = num_proposals or model.test_cfg['rpn']['max_per_img']
         whole_image = image.new_tensor([[0., 0., image.shape[3], image.shape[2]]])
         return [InstanceData(bboxes=whole_image.repeat(number, 1))]
 
-    def pool(extractor, feats, regions, *_, **__):
+    def pool(extractor: Any, feats: tuple[Tensor, ...], regions: Tensor, *_: object, **__: object) -> Tensor:
         rois.append((names[extractor], len(regions)))
         return feats[0].new_zeros(len(regions), extractor.out_channels, *extractor.roi_layers[0].output_size)
 
-    def predict_masks(roi_head, *arguments):
+    def predict_masks(roi_head: Any, *arguments: Any) -> dict[str, Tensor]:
         *others, regions = arguments
         masks = type(roi_head)._mask_forward(roi_head, *others, regions[:roi_head.test_cfg['max_per_img']])['mask_preds']
         return dict(mask_preds=masks.new_zeros(len(regions), *masks.shape[1:]))
 
-    def keep_boxes(bbox_head, sampling_results, bbox_results, batch_img_metas):
+    def keep_boxes(bbox_head: Any, sampling_results: Any, bbox_results: dict, batch_img_metas: Any) -> list[InstanceData]:
         return [InstanceData(bboxes=bbox_results['rois'][:, 1:])]
 
-    names = {module: re.search(r'(\w+)_roi_extractor|$', name)[1] for name, module in model.named_modules()
-             if isinstance(module, BaseRoIExtractor)}
+    names = {module: found[1] for name, module in model.named_modules()
+             if isinstance(module, BaseRoIExtractor) and (found := re.search(r'(\w+)_roi_extractor|$', name))}
     for extractor in names:
         extractor.forward = MethodType(pool, extractor)
     if isinstance(model.rpn_head, BaseDenseHead):
@@ -218,10 +226,10 @@ def _fix_proposals(model: nn.Module, image: Tensor, num_proposals: int | None) -
 
 
 def _table(model: nn.Module, counter: _Counter) -> list[Part]:
-    owners = Counter()
+    owners: Counter[tuple[str, bool]] = Counter()
     for name, parameter in model.named_parameters():
         owners[name.rpartition('.')[0], False] += parameter.numel()
-    sums = {(): [0, 0, 0]}  # path in the table -> parameters, MACs, activations
+    sums: dict[tuple[str, ...], list[int]] = {(): [0, 0, 0]}  # path in the table -> parameters, MACs, activations
     for name, _ in model.named_modules(remove_duplicate=False):  # shared modules run by any of their names
         for is_product in (False, True):
             path = _path(model, name, is_product)
@@ -233,7 +241,7 @@ def _table(model: nn.Module, counter: _Counter) -> list[Part]:
                 total[:] = map(sum, zip(total, numbers))
     parts = [Part(type(model).__name__, 0, *sums[()])]
 
-    def add(path):
+    def add(path: tuple[str, ...]) -> None:
         inside = [other for other in sums if len(other) == len(path) + 1 and other[:-1] == path]
         if len(path) == 2:
             inside.sort(key=lambda other: KIND_ORDER.index(other[-1]))
@@ -257,7 +265,8 @@ def _path(model: nn.Module, name: str, is_product: bool) -> tuple[str, ...]:
     if part != 'backbone':
         return (part or 'other', )
     # Its stages, or what lies beside them.
-    stage = re.match(r'[a-z_]+\.?\d+|\w*', rest)[0] or 'other'
+    found = re.match(r'[a-z_]+\.?\d+|\w+', rest)
+    stage = found[0] if found else 'other'
     if isinstance(model.get_submodule(name), NORMS):
         return part, stage, 'norms'
     path = name

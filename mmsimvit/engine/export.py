@@ -1,10 +1,11 @@
 """Models as ONNX files that take images of any size, and what ONNX Runtime makes of them."""
 import copy
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,17 +94,18 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
         raise ModelError(f'the traced image must have at least {MIN_SIZE} x {MIN_SIZE} pixels, got {shape[0]} x {shape[1]}; '
                          'give a larger --shape, or --static for this one alone')
     image = torch.zeros(1 if static else 2, image_channels(exportable.model), *shape)
-    dims = None if static else {axis: torch.export.Dim(word, min=least) for axis, word, least in (
-        (0, 'batch', 1), (2, 'height', MIN_SIZE), (3, 'width', MIN_SIZE))}
+    dims = None if static else ({axis: torch.export.Dim(word, min=least) for axis, word, least in (
+        (0, 'batch', 1), (2, 'height', MIN_SIZE), (3, 'width', MIN_SIZE))}, )
     traceable = _make_traceable(copy.deepcopy(exportable))
     try:
         with torch.no_grad(), _for_any_size():
             outputs = len(exportable(image))
-            program = torch.export.export(traceable, (image, ), dynamic_shapes=dims and (dims, ), strict=False)
+            traced = torch.export.export(traceable, (image, ), dynamic_shapes=dims, strict=False)
             program = torch.onnx.export(
-                program, dynamo=True, verbose=False, dynamic_shapes=dims and (dims, ), input_names=['images'],
+                traced, dynamo=True, verbose=False, dynamic_shapes=dims, input_names=['images'],
                 output_names=['logits'] if exportable.part == 'model' else [f'features_{i}' for i in range(outputs)],
                 custom_translation_table={torch.ops.mmsimvit.central_attention.default: _central_attention})
+            assert program is not None  # torch gives it where it gets no file
     except Exception as error:  # of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f'{name} cannot be exported for {"this image" if static else "images of any size; try --static"}: '
@@ -148,19 +150,20 @@ def describe(exportable: Exportable) -> dict:
     return found
 
 
-def _central_attention(query, key, value, num_heads: int, kernel_size: int, scale: float, backend: str):
+def _central_attention(query: Any, key: Any, value: Any, num_heads: int, kernel_size: int, scale: float, backend: str) -> Any:
     """Our operator in ONNX's, for any size: the map meets itself, moved by one position of the window after the other.
 
     Traced from the composite form in Python instead, it would have twice the nodes and take thrice the time to export.
     """
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+    op: Any = opset18  # whose types do not say of which kind a constant is
     reach = kernel_size // 2
     if value is None:
         key, value = op.Split(key, num_outputs=2, axis=-1)
     heads = op.Constant(value_ints=[0, 0, 0, num_heads, -1])  # 0 keeps a length
     around = op.Constant(value_ints=[0, reach, reach, 0, 0, reach, reach, 0])
 
-    def neighbours(x):
+    def neighbours(x: Any) -> Iterator[Any]:
         x = op.Reshape(op.Pad(x, around), heads)
         for top in range(kernel_size):
             for left in range(kernel_size):
@@ -179,14 +182,15 @@ def _central_attention(query, key, value, num_heads: int, kernel_size: int, scal
 def _for_any_size() -> AbstractContextManager:
     """Let tracing treat a length of 1, which small maps have, as any other; torch.onnx does so when it traces."""
     if hasattr(symbolic_shapes, 'backed_size_oblivious'):  # torch 2.8
-        return symbolic_shapes.patch(backed_size_oblivious=True)
+        return symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]  # torch adds it when imported
     return nullcontext()
 
 
 def _make_traceable(model: nn.Module) -> nn.Module:
     """Replace what would tie a graph to the traced size, by what gives the same numbers."""
     for module in model.modules():
-        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+        pools = isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1))
+        if pools:
             module.forward = MethodType(_adaptive_average_pool, module)
         elif is_a(module, 'Upsample') and not isinstance(module, nn.Upsample):
             module.forward = MethodType(_upsample, module)
@@ -196,7 +200,7 @@ def _make_traceable(model: nn.Module) -> nn.Module:
 def _adaptive_average_pool(pool: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
     """``(B, C, H, W)`` -> ``(B, C, h, w)`` as two matrix products; ONNX has no pooling of any size to a given one."""
     sizes = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size, ) * 2
-    rows, columns = (_shares(length, size, x) for length, size in zip(x.shape[2:], sizes))
+    rows, columns = (_shares(length, length if size is None else size, x) for length, size in zip(x.shape[2:], sizes))
     return rows @ x @ columns.transpose(0, 1)
 
 
@@ -208,7 +212,7 @@ def _shares(length: int, size: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / (stops - starts)[:, None]
 
 
-def _upsample(upsample: nn.Module, x: Tensor) -> Tensor:
+def _upsample(upsample: Any, x: Tensor) -> Tensor:
     """MMSegmentation's ``Upsample``, without its ``int(...)`` of a length, which tracing takes for constant."""
     return F.interpolate(x, upsample.size, None if upsample.size else upsample.scale_factor, upsample.mode,
                          upsample.align_corners)

@@ -3,7 +3,7 @@ import importlib.util
 from collections.abc import Sequence
 from copy import deepcopy
 from math import ceil
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, BaseModule, revert_sync_batchnorm
 from mmengine.runner.checkpoint import load_state_dict
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from ..backbones import PyramidBackbone
 from ..backbones.simvit import Attention, CentralAttention
 from ..checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module
 from ..datasets import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Not `pip install grad-cam`: that brings opencv-python-headless, which overwrites the files of MMCV's opencv-python.
 INSTALL_GRAD_CAM = 'pip install scikit-learn tqdm ttach && pip install --no-deps grad-cam'
@@ -53,7 +56,7 @@ class PixelAttention(NamedTuple):
         return self.weights[:, ~self.inside].sum(-1)
 
 
-def prepare_model(model: nn.Module, checkpoint: str | None) -> tuple[nn.Module, dict]:
+def prepare_model(model: BaseModel, checkpoint: str | None) -> tuple[BaseModel, dict]:
     """A model with its weights, in eval mode, on a GPU if there is one; and the ``meta`` of its checkpoint.
 
     Without a checkpoint, the weights are those of ``init_cfg``, or random.
@@ -61,7 +64,7 @@ def prepare_model(model: nn.Module, checkpoint: str | None) -> tuple[nn.Module, 
     Raises:
         CheckpointError: if a checkpoint is missing, cut short or gives nothing to the model.
     """
-    meta = {}
+    meta: dict = {}
     if checkpoint is None:
         model.init_weights()
         if not model.backbone.init_cfg:
@@ -85,7 +88,7 @@ def get_test_dataset(cfg: Config) -> ConfigDict:
     Raises:
         DataError: if it has no pipeline that loads an image first.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or ConfigDict()
     while 'pipeline' not in dataset and 'dataset' in dataset:
         dataset = dataset.dataset
     if not dataset.get('pipeline') or not dataset.pipeline[0]['type'].endswith('LoadImageFromFile'):
@@ -94,7 +97,7 @@ def get_test_dataset(cfg: Config) -> ConfigDict:
     return dataset
 
 
-def read_image(cfg: Config, model: nn.Module, path: str) -> View:
+def read_image(cfg: Config, model: BaseModel, path: str) -> View:
     """Put an image through the pipeline of ``test_dataloader``, in whose scope it is called, and the model's preprocessor.
 
     Raises:
@@ -203,7 +206,7 @@ def get_token_weights(attention: Attention, x: Tensor, row: int, column: int) ->
     return logits.flatten(1).softmax(-1).view_as(logits)
 
 
-def get_pixel_attention(backbone: nn.Module, view: View, column: int, row: int, stages: Sequence[int] | None = None,
+def get_pixel_attention(backbone: BaseModule, view: View, column: int, row: int, stages: Sequence[int] | None = None,
                         block: int | None = None) -> list[PixelAttention]:
     """The attention of the tokens that a pixel belongs to.
 
@@ -244,12 +247,12 @@ def get_pixel_attention(backbone: nn.Module, view: View, column: int, row: int, 
             weights = get_window_weights(attention, x, i, j)
         rows, columns = (np.arange(size) + start for size, start in zip(weights.shape[1:], (top, left)))
         inside = ((rows >= 0) & (rows < x.shape[1]))[:, None] & (columns >= 0) & (columns < x.shape[2])
-        weights = weights.detach().cpu().numpy()
-        found.append(PixelAttention(stage, number, kernel_size, stride, i, j, top, left, weights, inside))
+        found.append(PixelAttention(stage, number, kernel_size, stride, i, j, top, left, weights.detach().cpu().numpy(),
+                                    inside))
     return found
 
 
-def get_grad_cam(model: nn.Module, view: View, classes: Sequence[str], wanted: str | None) -> tuple[str, np.ndarray]:
+def get_grad_cam(model: BaseModel, view: View, classes: Sequence[str], wanted: str | None) -> tuple[str, np.ndarray]:
     """Where in the image the score of a class comes from, by the last map of the backbone (Grad-CAM, arXiv 1610.02391).
 
     A segmentor's score is summed over the pixels in which it finds the class, as pytorch-grad-cam's guide has it.
@@ -316,8 +319,13 @@ class _Scores(nn.Module):
         return self.model(x, mode='tensor')
 
 
-def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]):
-    """A matplotlib figure: the image, and for each stage the mean over its channels and its principal components."""
+def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> 'Figure':
+    """A matplotlib figure: the image, and for each stage the mean over its channels and its principal components.
+
+    Args:
+        view: the input of the network.
+        maps: the stride and the map ``(C, h, w)`` of each stage, from :func:`get_feature_maps`.
+    """
     from matplotlib.figure import Figure
     height, width = view.image.shape[:2]
     size = 2.6 * max(width / height, 0.75)
@@ -343,7 +351,7 @@ def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]):
     return figure
 
 
-def draw_pixel_attention(view: View, pixel: tuple[int, int], found: PixelAttention):
+def draw_pixel_attention(view: View, pixel: tuple[int, int], found: PixelAttention) -> 'Figure':
     """A matplotlib figure: on the left the image, on the right the weights over it, their mean over the heads and each head's.
 
     A window's mean is also shown on the left, where it lies; on the right it is enlarged, with the weights as numbers.
@@ -368,7 +376,7 @@ def draw_pixel_attention(view: View, pixel: tuple[int, int], found: PixelAttenti
     shape = min(max(width / height, 0.6), 2.2)
     wide, wide_each = shape * min(max(2.4 * down, 3.6), 5), 2.4 * (1 if found.kernel_size else shape)
     figure = Figure(figsize=(wide + wide_each * across + 0.8, max(2.4 * down, 3.6) + 0.9), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=(wide, wide_each * across + 0.8))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(wide, wide_each * across + 0.8))[0]
     what = f'the {rows} x {columns} window around it' if found.kernel_size else f'all {rows} x {columns} tokens'
     what += '' if found.inside.all() else '; the grey ones are the zeros outside of the map'
     figure.suptitle(f'stage {found.stage}, block {found.block}\npixel {pixel[0]} {pixel[1]} attends to {what}', fontsize=11)
@@ -376,7 +384,7 @@ def draw_pixel_attention(view: View, pixel: tuple[int, int], found: PixelAttenti
     shown = found.weights[:, found.inside]
     lowest, highest = 0 if found.kernel_size else shown.min(), shown.max()
 
-    def overlay(ax, weights, backdrop):
+    def overlay(ax: Any, weights: np.ndarray, backdrop: np.ndarray) -> Any:
         ax.imshow(backdrop, cmap='gray', vmin=0, vmax=255)
         image = ax.imshow(np.ma.masked_where(~found.inside, weights), cmap='inferno', vmin=lowest, vmax=highest,
                           extent=window, alpha=0.6, interpolation='nearest')
@@ -411,7 +419,7 @@ def _pale(image: np.ndarray) -> np.ndarray:
     return 128 + image.mean(-1) / 2
 
 
-def draw_grad_cam(view: View, heat: np.ndarray, title: str):
+def draw_grad_cam(view: View, heat: np.ndarray, title: str) -> 'Figure':
     """A matplotlib figure: the image, and Grad-CAM's map ``(H, W)`` over it."""
     from matplotlib.figure import Figure
     height, width = view.image.shape[:2]

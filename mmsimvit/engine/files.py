@@ -10,7 +10,7 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from ..datasets import DataError, is_first_process
 
-CANNOT_WRITE = {
+CANNOT_WRITE: dict[int | None, str] = {  # an OSError may lack a number
     errno.ENOSPC: 'make room', errno.EDQUOT: 'make room within the quota', errno.EFBIG: 'raise the limit of file sizes',
     errno.EACCES: 'allow it', errno.EPERM: 'allow it', errno.EROFS: 'allow it', errno.ENOTDIR: 'remove the file in its way',
     errno.EEXIST: 'remove the file in its way'}

@@ -1,5 +1,6 @@
 """What mmengine's FSDP strategy needs of us."""
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from mmengine._strategy import FSDPStrategy
@@ -39,26 +40,29 @@ class ShardedStrategy(FSDPStrategy):
         **kwargs: those of mmengine's strategy.
     """
 
-    def __init__(self, *, sync_bn: str | None = None, **kwargs):
+    def __init__(self, *, sync_bn: str | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.sync_bn = sync_bn
 
     def convert_model(self, model: nn.Module) -> nn.Module:
+        """Synchronize the batch norms, if ``sync_bn`` says so."""
         return convert_sync_batchnorm(model, self.sync_bn) if self.sync_bn else model
 
     def _wrap_model(self, model: nn.Module) -> None:
         return super()._wrap_model(self.convert_model(model))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Take this process's part of the state of an optimizer that was saved whole."""
         optimizer = self.optim_wrapper.optimizer
         self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=optimizer, optim_state_dict=state_dict))
 
     def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict,
                             model: nn.Module | None = None) -> OptimWrapper:
+        """As mmengine does; a :class:`ShardedOptimWrapper` gets to know the sharded model."""
         built = super().build_optim_wrapper(optim_wrapper, model)
         if isinstance(built, ShardedOptimWrapper):
-            built.model = model
+            built.model = cast(FullyShardedDataParallel, model)
         return built
 
 
@@ -70,6 +74,9 @@ class ShardedOptimWrapper(OptimWrapper):
 
     Attributes:
         model: the sharded model, which :class:`ShardedStrategy` sets.
+
+    Raises:
+        ValueError: in a step, if ``clip_grad`` clips by something else than the norm.
     """
     model: FullyShardedDataParallel
 

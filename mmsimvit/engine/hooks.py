@@ -1,6 +1,7 @@
 import random
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.utils import _pytree as pytree
@@ -26,15 +28,17 @@ class CheckpointMatchHook(Hook):
             the processes of a training begin at different iterations.
     """
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """Compare the iterations at which the processes begin."""
         begun = all_gather_object(runner.iter)
         if len(set(begun)) > 1:
             raise CheckpointError(f'the processes begin at the iterations {begun}: each looks for the last checkpoint in its '
                                   f'work dir, and {runner.work_dir} is not the same folder on all machines; use a shared one')
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the names and shapes of checkpoint and model, and log how many fit."""
         model = runner.model
-        whole = nullcontext()
+        whole: AbstractContextManager = nullcontext()
         if isinstance(model, FullyShardedDataParallel):  # whose parameters inside are shards
             whole = model.state_dict_type(model, StateDictType.FULL_STATE_DICT, FullStateDictConfig())
         else:
@@ -69,17 +73,20 @@ class ReseedHook(Hook):
 
     priority = 'LOWEST'
 
-    def before_train_epoch(self, runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed the first iteration of the epoch."""
         self._reseed(runner, runner.iter)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        """Seed the next iteration."""
         self._reseed(runner, runner.iter + 1)
 
-    def after_val(self, runner) -> None:
+    def after_val(self, runner: Runner) -> None:
+        """Seed the next iteration, whatever the validation drew."""
         self._reseed(runner, runner.iter)
 
     @staticmethod
-    def _reseed(runner, iteration: int) -> None:
+    def _reseed(runner: Runner, iteration: int) -> None:
         seed = int(np.random.SeedSequence([runner.seed, get_rank(), iteration]).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)
@@ -110,16 +117,19 @@ class NonFiniteLossHook(Hook):
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.skipped = self._in_a_row = 0
-        self._batch = None
+        self._batch: Any = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """With ``skip``, stand between each loss and the optimizer."""
         if self.skip:
             self._guard(runner, runner.optim_wrapper)
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keep the batch, whose images are named if it is skipped."""
         self._batch = data_batch
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        """Stop if the loss is not finite, unless such batches are skipped."""
         # By now the weights are spoilt, but only in memory; looking before the backward pass would hold up a GPU.
         bad = {name: value for name, value in (outputs or {}).items() if not torch.as_tensor(value).isfinite().all()}
         if bad and 'loss' in bad and not self.skip:
@@ -129,7 +139,7 @@ class NonFiniteLossHook(Hook):
                 'these images and their annotations; if they are in order, lower the learning rate, clip gradients, or leave '
                 'such batches out with --non-finite-loss skip. Checkpoints written before are good')
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Another process's loss, or gradients that overflow under a finite loss, spoil weights without a word here."""
         spoilt = [name for name, value in checkpoint['state_dict'].items()
                    if torch.is_tensor(value) and not value.isfinite().all()]
@@ -139,11 +149,11 @@ class NonFiniteLossHook(Hook):
                 f'are not finite any more ({spoilt[0]}), and no checkpoint is made of them; lower the learning rate, or clip '
                 'gradients. Checkpoints written before are good')
 
-    def _guard(self, runner, optim_wrapper: OptimWrapper) -> None:
+    def _guard(self, runner: Runner, optim_wrapper: OptimWrapper) -> None:
         """Take what has no finite loss out of ``optim_wrapper``'s hands."""
         update_params = optim_wrapper.update_params
 
-        def update_params_if_finite(loss: torch.Tensor, *args, **kwargs) -> None:
+        def update_params_if_finite(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
             bad = (~loss.detach().isfinite()).any().int()
             here = bool(bad)
             all_reduce(bad, 'max')  # or else the others would wait for this process's gradients for ever

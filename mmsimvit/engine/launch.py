@@ -5,6 +5,7 @@ import subprocess
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
@@ -31,6 +32,7 @@ LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add what the command lines for training and testing both take, and :func:`load_config` reads."""
     parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go; ./work_dirs/<config name> by default')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as optim_wrapper.optimizer.lr=1e-4; a '
@@ -68,7 +70,7 @@ def load_config(args: Namespace) -> Config:
     return cfg
 
 
-def add_hook(cfg: Config, name: str, **settings) -> None:
+def add_hook(cfg: Config, name: str, **settings: Any) -> None:
     """Add a hook, or give these settings to the one that is there, as it is in a config from a work dir."""
     hooks = cfg.get('custom_hooks') or []
     hook = next((hook for hook in hooks if hook['type'] == name), None)

@@ -2,8 +2,10 @@
 from collections.abc import Mapping
 from itertools import groupby
 from logging import LogRecord
+from typing import Any
 
 from mmengine.logging import MMLogger, print_log
+from mmengine.model import BaseModule
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -47,6 +49,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError('the learning rates of the layers are parts of optim_wrapper.optimizer.lr, which is not set')
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer of a model, and log its groups."""
         logger = MMLogger.get_current_instance()
         logger.addFilter(_is_not_of_one_parameter)
         try:
@@ -58,7 +61,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                   f'group: {len(frozen)} tensors, {sum(p.numel() for p in frozen):,} parameters', logger='current')
         return optim_wrapper
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any) -> None:
         """Add the groups of a module to ``params``; the whole model's, which has no prefix, decayed and merged."""
         if prefix:
             super().add_params(params, module, prefix, **kwargs)
@@ -67,9 +70,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         undecayed = {prefix + name for prefix, backbone in backbones.items()
                      if hasattr(backbone, 'no_weight_decay') for name in backbone.no_weight_decay()}
         names = {param: name for name, param in module.named_parameters()}
-        singles = []  # one parameter each
+        singles: list[dict] = []  # one parameter each
         super().add_params(singles, module, **kwargs)
-        seen, merged = set(), []
+        seen: set[nn.Parameter] = set()
+        merged: list[dict[str, Any]] = []
         for group in singles:
             param, = group.pop('params')
             name = names[param]
@@ -108,9 +112,9 @@ def describe_param_groups(optim_wrapper: OptimWrapper) -> str:
     return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
-def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
+def _find_backbones(model: nn.Module) -> dict[str, BaseModule]:
     """The outermost modules called ``backbone``, by the prefix of their parameters' names."""
-    found: dict[str, nn.Module] = {}
+    found: dict[str, BaseModule] = {}
     for name, module in model.named_modules():
         if name.split('.')[-1] == 'backbone' and not name.startswith(tuple(found)):
             found[f'{name}.'] = module
@@ -126,7 +130,7 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _get_layer_depth(backbones: Mapping[str, nn.Module], name: str) -> tuple[int, int]:
+def _get_layer_depth(backbones: Mapping[str, BaseModule], name: str) -> tuple[int, int]:
     for prefix, backbone in backbones.items():
         if name.startswith(prefix):
             # Whatever lies before it (a student's or teacher's name): MMPreTrain's ResNet knows this prefix alone.

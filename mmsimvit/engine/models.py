@@ -3,6 +3,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -16,6 +17,7 @@ class ModelError(DataError):
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
+    """Add what :func:`build_model` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as model.backbone.arch=small')
@@ -23,13 +25,17 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 
 def at_least_one(word: str) -> int:
-    """The type of an argument that is a number of pixels or of things."""
+    """The type of an argument that is a number of pixels or of things.
+
+    Raises:
+        ArgumentTypeError: for anything but a positive whole number.
+    """
     if not word.isdecimal() or int(word) < 1:
         raise ArgumentTypeError(f'must be positive whole numbers, got {word!r}')
     return int(word)
 
 
-def build_model(args: Namespace) -> tuple[Config, nn.Module]:
+def build_model(args: Namespace) -> tuple[Config, BaseModel]:
     """The config of a command line, and its model as the constructors leave it.
 
     Raises:

@@ -1,8 +1,11 @@
 """Pictures of a training: curves from its logs, predictions beside what was to be found."""
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from mmengine.structures import BaseDataElement, InstanceData
 
 from ..config_files import find_config
 
@@ -16,7 +19,7 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
 
 def validation_scores(records: list[dict]) -> dict[str, dict[int, float]]:
     """The main validation scores among logged records, from 0 to 1: name -> epoch (or iteration) -> score."""
-    scores = {}
+    scores: dict[str, dict[int, float]] = {}
     for record in records:
         for name, value in record.items():
             if name.endswith(('mAP', 'mAP_50')):
@@ -73,7 +76,6 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
     from mmdet.visualization import DetLocalVisualizer
     from mmengine.config import Config
     from mmengine.registry import DATASETS, DefaultScope
-    from mmengine.structures import InstanceData
 
     cfg = Config.fromfile(find_config(str(config)))
     model = init_detector(cfg, str(checkpoint), device='cuda:0' if torch.cuda.is_available() else 'cpu')
@@ -152,7 +154,8 @@ def draw_classifications(config: str | Path, checkpoint: str | Path, out_file: s
     figure.savefig(out_file, dpi=120)
 
 
-def _predictions(config: str | Path, checkpoint: str | Path, num_images: int, spread: bool = False):
+def _predictions(config: str | Path, checkpoint: str | Path, num_images: int,
+                 spread: bool = False) -> Iterator[tuple[BaseDataElement, Any]]:
     """The data samples of validation images with what a model predicts, each with its dataset."""
     import torch
     from mmengine.config import Config
@@ -189,7 +192,7 @@ def _write_grid(tiles: list[np.ndarray], columns: int, out_file: str | Path) -> 
     mmcv.imwrite(np.concatenate(rows)[..., ::-1], str(out_file))
 
 
-def _enlarged(instances, masks: np.ndarray, zoom: float, size: tuple[int, int]):
+def _enlarged(instances: InstanceData, masks: np.ndarray, zoom: float, size: tuple[int, int]) -> InstanceData:
     """Instances, with boxes and masks for an image ``zoom`` times as large, as the visualizer wants them."""
     import mmcv
     import torch

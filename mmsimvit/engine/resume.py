@@ -2,6 +2,8 @@
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ def allow_training_checkpoints() -> None:
     Since torch 2.6 only listed classes are unpickled. mmengine 0.10 keeps its log's history in each checkpoint: a
     buffer, the NumPy arrays in it, and its four statistics, which pickle as ``getattr`` of their class.
     """
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    multiarray = import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')
     functions = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
                  for name in ('_reconstruct', 'scalar') for core in ('core', '_core')]  # named by the NumPy that wrote
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
@@ -23,7 +25,7 @@ def allow_training_checkpoints() -> None:
         [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions, (_get_statistic, 'builtins.getattr')])
 
 
-def _get_statistic(owner: type, name: str):
+def _get_statistic(owner: type, name: str) -> Callable:
     """The one use of ``getattr`` in a training checkpoint; free use of it would let a stranger's file go further."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint')

@@ -1,4 +1,6 @@
 """mmengine's runners, whose data loading says which file is wrong."""
+from typing import Any
+
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import DataLoader
@@ -10,18 +12,18 @@ from .launch import SHARDED_STRATEGY
 class _CheckedData:
     """Puts a :class:`mmsimvit.datasets.checked_pipeline.CheckedPipeline` into each data set."""
 
-    def build_dataloader(self, *args, **kwargs) -> DataLoader:
-        loader = super().build_dataloader(*args, **kwargs)
+    def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner that this is mixed into
         check_pipelines(loader.dataset)
         return loader
 
 
 class CheckedDataRunner(_CheckedData, Runner):
-    pass
+    """mmengine's Runner, with errors of data loading that name the file."""
 
 
 class CheckedDataFlexibleRunner(_CheckedData, FlexibleRunner):
-    pass
+    """mmengine's FlexibleRunner, with errors of data loading that name the file."""
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:

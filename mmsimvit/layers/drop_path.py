@@ -21,4 +21,5 @@ class DropPath(nn.Module):
         return x * x.new_empty(x.shape[:1] + (1, ) * (x.dim() - 1)).bernoulli_(keep_prob).div_(keep_prob)
 
     def extra_repr(self) -> str:
+        """What ``print`` says of it."""
         return f'drop_prob={self.drop_prob:.3f}'

@@ -41,7 +41,7 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def divide(index: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    """Quotient and remainder, also where a trace has a symbol for the divisor."""
-    divisor = torch.full_like(index, divisor)
-    quotient = torch.div(index, divisor, rounding_mode='floor')
-    return quotient, index - quotient * divisor
+    """Quotient and remainder of whole numbers, in the shape of ``index``, also where a trace has a symbol for the divisor."""
+    divisors = torch.full_like(index, divisor)
+    quotient = torch.div(index, divisors, rounding_mode='floor')
+    return quotient, index - quotient * divisors

@@ -1,4 +1,5 @@
 from math import isqrt
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ class RelativePositionBias(nn.Module):
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
+        """Draw the table from a normal distribution with a deviation of 0.02."""
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, height: int, width: int) -> Tensor:
@@ -52,7 +54,12 @@ class RelativePositionBias(nn.Module):
             state_dict[f'{prefix}table'] = resample_table(table, size, size).flatten(1).t().contiguous()
 
 
-def fit_loaded(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+class _Fitting(Protocol):
+
+    def fit_state_dict(self, state_dict: dict, prefix: str) -> None: ...
+
+
+def fit_loaded(module: _Fitting, state_dict: dict, prefix: str, *_: object) -> None:
     """A hook before loading, for modules with ``fit_state_dict``."""
     module.fit_state_dict(state_dict, prefix)
 
@@ -66,7 +73,7 @@ def spread_rows(columns: Tensor, count: int, height: int, width: int) -> Tensor:
 
 
 def displacements(queries: int, keys: int, device: torch.device) -> Tensor:
-    """How far each query lies behind each key, counted from ``-(keys - 1)`` as 0."""
+    """How far each query lies behind each key, ``(queries, keys)``, counted from ``-(keys - 1)`` as 0."""
     return torch.arange(queries, device=device)[:, None] - torch.arange(keys, device=device) + (keys - 1)
 
 

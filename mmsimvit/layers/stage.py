@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -23,6 +23,7 @@ class LayerScale(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set all factors to ``init_value``."""
         nn.init.constant_(self.gamma, self.init_value)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Stage(nn.Module):
         with_cp: recompute each block in the backward pass.
     """
 
-    def __init__(self, patch_embed: nn.Module, blocks: list[nn.Module], norm: nn.Module | None, with_cp: bool):
+    def __init__(self, patch_embed: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None, with_cp: bool):
         super().__init__()
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)
@@ -86,7 +87,7 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2)
 
     def run_block(self, block: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
-        """``block(x, *context)``, recomputed in the backward pass if the stage is to."""
+        """``block(x, *context)``, ``(B, H, W, C)`` as ``x`` is, recomputed in the backward pass if the stage is to."""
         if not self.with_cp or not torch.is_grad_enabled():
             return block(x, *context)
         norms = [module for module in block.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...

@@ -81,6 +81,7 @@ def why_not_triton(device: torch.device) -> str | None:
 
 @cache
 def warn_once(message: str) -> None:
+    """Log a warning the first time that it is given."""
     print_log(message, 'current', WARNING)
 
 

@@ -1,5 +1,8 @@
 """Multi-head central self-attention, the core of SimViT (arXiv 2112.13085, section 3.2)."""
+from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +57,8 @@ def central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_head
 @torch.library.custom_op(
     'mmsimvit::central_attention', mutates_args=(),
     schema='(Tensor query, Tensor key, Tensor? value, int num_heads, int kernel_size, float scale, str backend) -> Tensor')
-def _central_attention(query, key, value, num_heads, kernel_size, scale, backend):
+def _central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+                       backend: str) -> Tensor:
     implementation = _implementation(backend, query.device)
     return implementation.forward(query, *_key_and_value(key, value), num_heads, kernel_size, scale)
 
@@ -63,7 +67,8 @@ def _central_attention(query, key, value, num_heads, kernel_size, scale, backend
     'mmsimvit::central_attention_backward', mutates_args=(),
     schema='(Tensor grad, Tensor query, Tensor key, Tensor? value, int num_heads, int kernel_size, float scale, str backend)'
            ' -> Tensor[]')
-def _central_attention_backward(grad, query, key, value, num_heads, kernel_size, scale, backend):
+def _central_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor | None, num_heads: int,
+                                kernel_size: int, scale: float, backend: str) -> list[Tensor]:
     """The gradients of query, key and, if there is one, value."""
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value) if x is not None]
     implementation = _implementation(backend, query.device)
@@ -73,31 +78,33 @@ def _central_attention_backward(grad, query, key, value, num_heads, kernel_size,
 
 
 @_central_attention.register_fake
-def _(query, key, value, num_heads, kernel_size, scale, backend):
+def _(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+      backend: str) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 @_central_attention_backward.register_fake
-def _(grad, query, key, value, num_heads, kernel_size, scale, backend):
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+      backend: str) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value) if x is not None]
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: Tensor | list[Tensor]) -> None:
     *tensors, ctx.num_heads, ctx.kernel_size, ctx.scale, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grads = _central_attention_backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.kernel_size, ctx.scale, ctx.backend)
     return *grads, *[None] * (7 - len(grads))
 
 
-def _double_backward(ctx, grads_of_grads):
+def _double_backward(ctx: Any, grads_of_grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     backends.warn_once('second derivatives of central attention come from its composite form, many times slower')
     with torch.enable_grad():
         # New views are variables of this graph alone, and yet connect it to theirs.
-        tensors = [x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-                   for x in ctx.saved_tensors]
+        tensors: list[Any] = [x if x is None else x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+                              for x in ctx.saved_tensors]
         grad, query, *key_and_value = tensors
         out = composite.central_attention(query, *_key_and_value(*key_and_value), ctx.num_heads, ctx.kernel_size,
                                           ctx.scale, 0.0)
@@ -111,7 +118,7 @@ _central_attention.register_autograd(_backward, setup_context=_save)
 _central_attention_backward.register_autograd(_double_backward, setup_context=_save)
 
 
-def _implementation(backend: str, device: torch.device):
+def _implementation(backend: str, device: torch.device) -> ModuleType:
     """The module with ``forward`` and ``backward``."""
     if backend == 'auto':  # also what a program that was traced on another device finds here
         return import_module('.triton_kernels', __package__) if backends.automatic(device) == 'triton' else eager
@@ -130,16 +137,23 @@ def _is_transformed() -> bool:
 
 
 def _key_and_value(key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return key.chunk(2, -1) if value is None else (key, value)
+    if value is not None:
+        return key, value
+    first, second = key.chunk(2, -1)
+    return first, second
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+def _autocast(query: Tensor, key: Tensor, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """As the attention of torch does, float32 to the dtype of an autocast region."""
-    device_type = tensors[0].device.type
+    device_type = query.device.type
     if device_type == 'meta' or not torch.is_autocast_enabled(device_type):
-        return list(tensors)
+        return query, key, value
     dtype = torch.get_autocast_dtype(device_type)
-    return [x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors]
+
+    def lowered(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+    return lowered(query), lowered(key), None if value is None else lowered(value)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, scale: float | None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
                       dropout_p: float) -> Tensor:
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, as :func:`mmsimvit.ops.central_attention`."""
     traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
     out = (_in_shifts if traced else _in_tiles)(query, key, value, num_heads, kernel_size, scale, dropout_p)
     return out.to(query.dtype)  # autocast computes sums in float32
@@ -28,7 +29,7 @@ def _in_shifts(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel
               for top in range(kernel_size) for left in range(kernel_size)]
     weights = _weights(torch.stack([(query * key[pixels]).sum(-1) for pixels in window], -1), dropout_p)
     out = sum(weights[..., position, None] * value[pixels] for position, pixels in enumerate(window))
-    return out.flatten(3)
+    return out.flatten(3)  # type: ignore[union-attr]  # a sum of no tensors would be 0, but windows have pixels
 
 
 def _in_tiles(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,

@@ -14,6 +14,7 @@ CHUNK_BYTES, DEVICE_CHUNK_BYTES = 1 << 20, 1 << 28
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, contiguous."""
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     for chunk in _chunks(query, kernel_size):
         if chunk.is_new_shape:
@@ -36,13 +37,13 @@ def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_si
 
 def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
              grad_query: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
-    """Write the gradients of query, key and value into the last three.
+    """Write the gradients of query, key and value into the last three; all are ``(B, H, W, C)``.
 
     ``[query, grad]`` and ``[key, value]`` lie side by side, so that the weights' logits and the weights' gradients are the dot
     products of one pass with twice the heads, as are the gradients of key and value.
     """
     reach, channels = kernel_size // 2, query.shape[-1]
-    handed_down = None
+    handed_down = query.new_empty(0)
     for chunk in _chunks(query, kernel_size):
         if chunk.is_new_shape:
             qg = chunk.buffer(query, parts=2)

@@ -6,11 +6,11 @@ the caches and never exists as a whole, where nothing must be kept for the backw
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 CHUNK_BYTES = 1 << 22  # of the hidden map
 WORTHWHILE_BYTES = 1 << 23  # of the whole hidden map; smaller ones stay in the caches anyway
@@ -52,7 +52,13 @@ def without_chunks() -> Iterator[None]:
 
 
 def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: bool = False) -> bool:
-    """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time."""
+    """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time.
+
+    Args:
+        x, weight1: the input, ``(B, H, W, C)``, and the weights of the first layer, ``(D, C)``.
+        with_gradients: whether a backward pass will follow.
+        save_memory: whether to compute the hidden map again rather than to keep it, also where that takes some time.
+    """
     if (not _chunks_are_allowed or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
             or torch._C._are_functorch_transforms_active()):
         return False  # a trace must hold for any size
@@ -71,7 +77,7 @@ def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: 
 class _ConvFFN(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(x, *parameters)
         weight1, bias1, conv_weight, conv_bias, weight2, bias2 = parameters
         out = x.new_empty(*x.shape[:3], len(weight2))
@@ -81,7 +87,7 @@ class _ConvFFN(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # the gradients are to be differentiated in turn
             # New views are variables of this graph alone, and yet connect it to theirs.
             tensors = [x.view_as(x) for x in ctx.saved_tensors]

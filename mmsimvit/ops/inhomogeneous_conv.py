@@ -3,8 +3,9 @@
 It is also known as involution (2103.06255). Its published implementation is a CUDA kernel compiled at run time; unfolding the
 map is the usual way around it, with ``kernel_size ** 2`` copies. Here nothing is unfolded: each tap is a shifted view.
 """
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import isqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def _check(x: Tensor, kernels: Tensor, group_size: int) -> int:
 # One opaque operator: autograd keeps the map and the kernels alone, and what counts operations finds it.
 @torch.library.custom_op('mmsimvit::inhomogeneous_conv', mutates_args=(),
                          schema='(Tensor x, Tensor kernels, int groups) -> Tensor')
-def _inhomogeneous_conv(x, kernels, groups):
+def _inhomogeneous_conv(x: Tensor, kernels: Tensor, groups: int) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for part, padded, weights in _chunks(x, kernels, groups):
         total = padded.new_zeros(part(out).shape)
@@ -67,7 +68,7 @@ def _inhomogeneous_conv(x, kernels, groups):
 
 @torch.library.custom_op('mmsimvit::inhomogeneous_conv_backward', mutates_args=(),
                          schema='(Tensor grad, Tensor x, Tensor kernels, int groups) -> Tensor[]')
-def _inhomogeneous_conv_backward(grad, x, kernels, groups):
+def _inhomogeneous_conv_backward(grad: Tensor, x: Tensor, kernels: Tensor, groups: int) -> list[Tensor]:
     grad = grad.contiguous()
     grad_x, grad_kernels = (torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, kernels))
     for part, padded, weights in _chunks(x, kernels, groups):
@@ -81,7 +82,7 @@ def _inhomogeneous_conv_backward(grad, x, kernels, groups):
     return [grad_x, grad_kernels]
 
 
-def _chunks(x: Tensor, kernels: Tensor, groups: int) -> Iterator[tuple]:
+def _chunks(x: Tensor, kernels: Tensor, groups: int) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
     """Some groups at a time: a function that gives their ``(groups, channels, H, W)`` of a tensor, the padded map and the
     kernels."""
     x, kernels = x.contiguous(), kernels.contiguous()
@@ -90,7 +91,7 @@ def _chunks(x: Tensor, kernels: Tensor, groups: int) -> Iterator[tuple]:
     if x.device.type == 'cpu':
         step = max(CHUNK_BYTES * count // max(x.numel() * x.element_size(), 1), 1)
     for start in range(0, count, step):
-        def part(y, start=start):
+        def part(y: Tensor, start: int = start) -> Tensor:
             return y.view(count, -1, *y.shape[2:])[start:start + step]
         weights = part(kernels)
         reach = isqrt(weights.shape[1]) // 2
@@ -115,25 +116,25 @@ def _composite(x: Tensor, kernels: Tensor, groups: int) -> Tensor:
 
 
 @_inhomogeneous_conv.register_fake
-def _(x, kernels, groups):
+def _(x: Tensor, kernels: Tensor, groups: int) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @_inhomogeneous_conv_backward.register_fake
-def _(grad, x, kernels, groups):
+def _(grad: Tensor, x: Tensor, kernels: Tensor, groups: int) -> list[Tensor]:
     return [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, kernels)]
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: Tensor | list[Tensor]) -> None:
     *tensors, ctx.groups = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_inhomogeneous_conv_backward(grad, *ctx.saved_tensors, ctx.groups), None
 
 
-def _double_backward(ctx, grads_of_grads):
+def _double_backward(ctx: Any, grads_of_grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     with torch.enable_grad():
         # New views are variables of this graph alone, and yet connect it to theirs.
         grad, x, kernels = tensors = [y.view_as(y) if y.requires_grad else y.detach().requires_grad_()

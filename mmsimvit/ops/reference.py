@@ -6,7 +6,7 @@ from torch import Tensor
 
 def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
                       dropout_p: float) -> Tensor:
-    """Unfolds all k * k neighbours of every pixel."""
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``; unfolds all k * k neighbours of every pixel."""
     reach = kernel_size // 2
     query = query.unflatten(-1, (num_heads, -1))  # (B, H, W, heads, C / heads)
     key, value = (F.pad(x, (0, 0, reach, reach, reach, reach)).unfold(1, kernel_size, 1).unfold(2, kernel_size, 1)

@@ -4,6 +4,7 @@ A program computes one head of a small tile of pixels. The tile's windows overla
 value come from the caches. Every output is gathered by the program that owns it: no atomics, the same bits in every run.
 """
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -15,6 +16,7 @@ TILE_NUMBERS = 1024  # of one map in a tile: 8 for each thread; in 32 bits no ke
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, contiguous."""
     query, key, value = map(_rows, (query, key, value))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _launch(_forward_kernel, query, num_heads, kernel_size, scale, (query, key, value, out))
@@ -23,7 +25,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_si
 
 def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
              grad_query: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
-    """Write the gradients of query, key and value into the last three."""
+    """Write the gradients of query, key and value into the last three; all are ``(B, H, W, C)``."""
     grad, query, key, value = map(_rows, (grad, query, key, value))
     batch, height, width, _ = query.shape
     # For every pixel and head: the logits and the weights' gradients of its window, logsumexp, and mean weight gradient.
@@ -37,7 +39,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch(kernel, like: Tensor, num_heads: int, kernel_size: int, scale: float, maps: tuple[Tensor, ...],
+def _launch(kernel: Any, like: Tensor, num_heads: int, kernel_size: int, scale: float, maps: tuple[Tensor, ...],
             *others: Tensor) -> None:
     batch, height, width, channels = like.shape
     dims = channels // num_heads

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmsimvit.engine.export import Exportable, export_onnx
+from mmsimvit.engine.export import Exportable, _adaptive_average_pool, export_onnx
 from mmsimvit.engine.models import ModelError
 from tests.conftest import ROOT, run
 from tools.export_onnx import main
@@ -106,6 +106,12 @@ def test_the_tool_exports_a_backbone_of_a_checkpoint(tmp_path):
     for a, b, c in zip(dynamic, static, model.eval().backbone(image(1, 3, 64, 64)), strict=True):
         torch.testing.assert_close(torch.from_numpy(a), c.detach(), rtol=0, atol=1e-4)
         torch.testing.assert_close(torch.from_numpy(b), c.detach(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [3, (2, 5), (None, 4)])
+def test_pooling_by_matrix_products_is_that_of_torch(size):
+    pool, x = torch.nn.AdaptiveAvgPool2d(size), torch.rand(2, 3, 7, 9)  # None keeps a length
+    torch.testing.assert_close(_adaptive_average_pool(pool, x), pool(x))
 
 
 def test_a_file_that_computes_something_else_is_not_left(tmp_path, monkeypatch):
