@@ -180,14 +180,15 @@ class Setup:
             folder: where the wheel goes.
         """
         version, _, build = torch.partition('+')
-        page: str | None = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, build=build or 'cpu')
+        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, build=build or 'cpu')
         try:  # pip itself would try for minutes
             urllib.request.urlopen(page, timeout=10).close()
+            links = ['--find-links', page]
         except (urllib.error.URLError, OSError) as error:
             print(f'  no published wheels for torch {torch}: {page} ({error})', flush=True)
-            page = None
+            links = []
         command = [str(self.python), '-m', 'pip', 'download', '--no-deps', '--no-cache-dir', '--only-binary=:all:',
-                   '--dest', str(folder), *(['--find-links', page] if page else []), self.mmcv]
+                   '--dest', str(folder), *links, self.mmcv]
         found = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
         if found.returncode:
             return False
