@@ -120,7 +120,10 @@ def _fault_of(path: Path) -> str | None:
     """What is wrong with a label map, as far as its header says."""
     try:
         with Image.open(path) as image:
-            if image.mode in ('L', 'P', '1') or (image.mode.startswith('I') and image.getextrema()[1] <= 255):
+            if image.mode in ('L', 'P', '1'):
+                return None
+            highest = image.getextrema()[1] if image.mode.startswith('I') else None
+            if isinstance(highest, (int, float)) and highest <= 255:
                 return None
             return (f'has pixels of the kind {image.mode}; each must be the number of its class, below 256, grey or with a '
                     'palette. Colours must be turned into numbers, once')
