@@ -276,7 +276,8 @@ def reinstall(module: str, found: Found) -> str:
         build = pip('install', '--no-build-isolation', '--no-cache-dir', f'--no-binary={name}', *replace, stack['mmcv'])
         others = [one.name for one in present or () if one.name != name]
         tools = pip('install', 'setuptools>=80' if stack is ONEDL else 'setuptools<81', 'wheel', 'ninja')
-        return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [tools, f'CFLAGS=-g0 MMCV_WITH_OPS=1 {build}'])
+        build = f"CFLAGS='-O2 -g0' MMCV_WITH_OPS=1 {build}"  # half of the time would go into debug information
+        return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [tools, build])
     if module == 'setuptools':
         return pip('install', 'setuptools<81')
     return pip('install', *replace, stack.get(module, MODULES[module]))

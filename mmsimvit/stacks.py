@@ -26,4 +26,5 @@ def stack_of(distributions: set[str]) -> dict[str, str]:
 
 
 def installed_stack() -> dict[str, str]:
+    """The stack of this environment."""
     return stack_of({str(found.metadata['Name']).lower() for found in importlib.metadata.distributions()})

@@ -126,8 +126,7 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
-    parameters = sum(p.numel() for p in model_zoo.build(ROOT / 'configs' / name)[1].parameters())
-    assert parameters == COUNTS[name]['parameters'], 'after a change of models, run python tools/model_zoo.py'
+    assert model_zoo.count(ROOT / 'configs' / name) == COUNTS[name], 'after a change of models, run python tools/model_zoo.py'
     on_generated_images(cfg)
     cfg.update(work_dir=str(tmp_path), experiment_name=name.replace('/', '_'), randomness=dict(seed=0), log_level='WARNING')
     runner, watch = Runner.from_cfg(cfg), Watch()

@@ -120,7 +120,7 @@ def test_an_mmcv_without_its_ops(tmp_path, monkeypatch, capsys):
     assert exit.value.code is True
     out = capsys.readouterr().out
     assert "mmcv.ops.nms: ModuleNotFoundError: No module named 'mmcv._ext'" in out
-    assert re.search(r'\$ .* && CFLAGS=-g0 MMCV_WITH_OPS=1 .* -m pip install --no-build-isolation .*--force-reinstall '
+    assert re.search(r"\$ .* && CFLAGS='-O2 -g0' MMCV_WITH_OPS=1 .* -m pip install --no-build-isolation .*--force-reinstall "
                      r'--no-deps mmcv==2\.1\.0\n', out)
 
 
@@ -140,7 +140,7 @@ def test_a_whole_stack_has_no_conflicts():
 
 
 @pytest.mark.parametrize(('module', 'command'), [
-    ('mmcv', "install 'setuptools>=80' wheel ninja && CFLAGS=-g0 MMCV_WITH_OPS=1 "),
+    ('mmcv', "install 'setuptools>=80' wheel ninja && CFLAGS='-O2 -g0' MMCV_WITH_OPS=1 "),
     ('mmcv', '--no-binary=onedl-mmcv onedl-mmcv==2.3.6'),
     ('mmseg', 'install onedl-mmsegmentation==1.4.2'), ('mmengine', 'install onedl-mmengine==0.10.12')])
 def test_among_forks_a_fork_is_missing(module, command):

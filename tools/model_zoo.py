@@ -4,6 +4,7 @@ The counts go into docs/model_zoo.json and, for mim, into model-index.yml, whose
 results under Results, our own under Metadata: Reproduced, of the same form as Metrics. Run it after adding a config.
 """
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -17,6 +18,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from mmsimvit import generate_shapes
 from mmsimvit.engine.complexity import count_complexity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +65,8 @@ def image_shape(cfg: Config) -> tuple[int, int]:
     """Height and width of the images that a config is counted for."""
     dataset = cfg.test_dataloader.dataset
     if dataset.type == 'Shapes':
-        return (dataset.image_size, ) * 2
+        size = dataset.get('image_size', inspect.signature(generate_shapes).parameters['image_size'].default)
+        return (size // 2, ) * 2 if cfg.default_scope == 'mmpretrain' else (size, ) * 2
     return SHAPES[cfg.default_scope]
 
 
@@ -72,9 +75,9 @@ def render(counts: dict[str, Any], index: dict[str, Any]) -> str:
     entries = {entry['Config'].removeprefix('configs/'): entry for entry in index['Models']}
     lines = [HEAD]
     for collection in index['Collections']:
-        name, paper = collection['Name'], collection['Paper']
-        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores: [{collection["Code"]["URL"]}]'
-                  f'({collection["Code"]["URL"]}).', '']
+        name, paper, source = collection['Name'], collection['Paper'], collection['Code']['URL']
+        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores: '
+                  f'[{source.removeprefix("https://github.com/")}]({source}).', '']
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]
         lines += table(rows, counts, entries)
     lines += ['## Generated images, your own data, comparison',

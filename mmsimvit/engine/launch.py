@@ -1,4 +1,6 @@
 """What the command lines for training and testing share."""
+import atexit
+import gc
 import importlib.util
 import os
 import subprocess
@@ -107,6 +109,9 @@ def join_processes(cfg: Config) -> None:
     os.environ.setdefault('MASTER_PORT', '29500')
     timeout = (cfg.get('env_cfg') or {}).get('dist_cfg', {}).get('timeout', 1800)
     torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
+    # The threads of gloo end with the last object that holds the group, which is the wrapped model; one that frees a tensor
+    # while Python shuts down would abort the process.
+    atexit.register(gc.collect)
     _run_on_cpu(cfg)
 
 

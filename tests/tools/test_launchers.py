@@ -62,8 +62,22 @@ def test_two_processes_train_and_evaluate_a_detector(workspace, tmp_path):
     assert all(len(found['pred_instances']['scores']) > 0 for found in ours)
 
 
+# Registered before all else, so that it runs last.
+AT_EXIT = '''
+import atexit, os, pathlib
+threads = lambda: [path.read_text().strip() for path in pathlib.Path('/proc/self/task').glob('*/comm')]
+if 'RANK' in os.environ:
+    atexit.register(lambda: print('threads of gloo at exit:', [name for name in threads() if 'gloo' in name], flush=True))
+'''
+
+
 def test_two_processes_give_a_segmentor_the_scores_of_one(workspace, tmp_path):
-    out = launch('dist_train.sh', SEGMENTOR, 2, '--work-dir', tmp_path, *epochs(1), cwd=workspace)
+    """And leave no thread behind that would abort them while Python shuts down."""
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site/sitecustomize.py').write_text(AT_EXIT)
+    out = launch('dist_train.sh', SEGMENTOR, 2, '--work-dir', tmp_path, *epochs(1), cwd=workspace,
+                 PYTHONPATH=str(tmp_path / 'site'))
+    assert re.findall('threads of gloo at exit: (.*)', out) == ['[]', '[]']
     one = launch('dist_test.sh', SEGMENTOR, tmp_path / 'epoch_1.pth', 1, '--work-dir', tmp_path / 'one', *epochs(1),
                  cwd=workspace)
     assert scores(one) == scores(out)
