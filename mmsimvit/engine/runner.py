@@ -1,6 +1,7 @@
 """mmengine's runners, whose data loading says which file is wrong."""
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
+from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
@@ -16,11 +17,21 @@ class _CheckedData:
         return loader
 
 
-class CheckedDataRunner(_CheckedData, Runner):
+class _OwnVisualizer:
+    """Logs where this run does. mmengine keeps visualizers by their names, and the configs of all three libraries have one
+    name for theirs: a second run in a process would get that of the first, and log into its folder."""
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, 'name': self.log_dir}
+        return super().build_visualizer(visualizer)
+
+
+class CheckedDataRunner(_CheckedData, _OwnVisualizer, Runner):
     pass
 
 
-class CheckedDataFlexibleRunner(_CheckedData, FlexibleRunner):
+class CheckedDataFlexibleRunner(_CheckedData, _OwnVisualizer, FlexibleRunner):
     pass
 
 
