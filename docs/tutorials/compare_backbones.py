@@ -130,9 +130,8 @@ for name, text in backbones.items():
 
 # %% [markdown]
 # ## Train and evaluate
-# The same in a shell: `python -m mmsimvit.train work_dirs/tutorials/compare_backbones/simvit_micro.py`, and so on. The
-# rate must suit all three, or the comparison is one of rates; here it is a common one for AdamW and small models, tuned
-# for none.
+# The same in a shell: `python -m mmsimvit.train work_dirs/tutorials/compare_backbones/simvit_micro.py`, and so on. One
+# rate for all is fair only if it suits all, or the comparison is one of rates; this one was tuned for none of the three.
 
 # %%
 results = []
@@ -186,20 +185,21 @@ show(work / 'comparison.png')
 for name, config in configs.items():
     picture = work / f'{config.stem}.png'
     with redirect_stdout(io.StringIO()):
-        draw_segmentations(config, find_whole_checkpoint(work / config.stem), picture, num_images=4, columns=4, height=120)
+        draw_segmentations(config, find_whole_checkpoint(work / config.stem), picture, num_images=4, columns=2, height=128)
     print(name)
     show(picture)
 
 # %% [markdown]
 # ## What may be concluded
-# - Which of the three learnt most *in this training*: from random weights, a few hundred steps, one rate. Backbones
-#   that start slowly may end well, and pretrained weights change the order again.
+# - Which of the three learnt most *in this training*: from random weights, few steps, one rate. The log shows the mean
+#   IoU at half-time as well: a backbone whose score still rises steeply from there has not had its time, and may end
+#   elsewhere. Pretrained weights can change the order again.
 # - Nothing from small differences in mean IoU. There is one seed each here; another one alone moves the score. In [the
-#   comparison on real data](../comparison.md) two or three points may be chance. Train with three seeds (`--cfg-options
-#   randomness.seed=1`) before you believe in five.
+#   comparison on real data](../comparison.md) two or three points may be chance. Train with several
+#   seeds (`--cfg-options randomness.seed=1`) before you believe in more.
 # - The times are those of this CPU, one thread, small images and PyTorch as it is. On a GPU, in larger images or in
-#   batches the order can be another: `benchmark` measures there as well (`--device cuda --sizes 512x512 --batch-sizes 1
-#   8`).
+#   batches the order can be another: `benchmark` measures there as well
+#   (`--device cuda --sizes 512x512 --batch-sizes 1 8`).
 #
 # To compare on your own data, change `data_root`, `classes`, `palette` and `image_size` in the shared config, and train
 # longer.

@@ -64,9 +64,10 @@ def show(figure, name):
 
 # %% [markdown]
 # ## A model to look at
-# Random weights attend to everything almost alike, so a segmentor is trained for half a minute, to name the shape at each
-# pixel of generated images. That is enough for pictures in which something is to be seen, and not enough for conclusions
-# about SimViT: for those, take pretrained weights, and your own config and images with `tools/visualize.py`.
+# Random weights attend to everything almost alike, so a segmentor is trained for half a minute on generated images. That
+# is enough for attention with something to see in it, and far from enough to tell the shapes apart, as the mean IoU (in
+# percent) says. So take what follows as a way to look, and not as findings about SimViT: for those, take pretrained
+# weights, and your own config and images, with `tools/visualize.py`.
 
 # %%
 settings = dict(num_training=200, num_validation=20, image_size=96)
