@@ -1,28 +1,36 @@
-"""mmengine's runners, whose data loading says which file is wrong."""
+"""mmengine's runners, with what they lack here."""
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
+from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
 from .launch import SHARDED_STRATEGY
 
 
-class _CheckedData:
-    """Puts a :class:`mmsimvit.datasets.checked_pipeline.CheckedPipeline` into each data set."""
+class _Mended:
+    """Errors of data loading name the file, and logs go to the folder of the run."""
 
     def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner that this is mixed into
         check_pipelines(loader.dataset)
         return loader
 
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        # mmengine keeps visualizers by their names, and the configs of all three libraries have one name for theirs: a second
+        # run in a process would get that of the first, and log into its folder.
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, 'name': self.log_dir}  # type: ignore[attr-defined]
+        return super().build_visualizer(visualizer)  # type: ignore[misc]
 
-class CheckedDataRunner(_CheckedData, Runner):
+
+class CheckedDataRunner(_Mended, Runner):
     """mmengine's Runner, with errors of data loading that name the file."""
 
 
-class CheckedDataFlexibleRunner(_CheckedData, FlexibleRunner):
+class CheckedDataFlexibleRunner(_Mended, FlexibleRunner):
     """mmengine's FlexibleRunner, with errors of data loading that name the file."""
 
 
