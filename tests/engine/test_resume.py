@@ -1,10 +1,12 @@
 import os
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from mmsimvit.engine import find_whole_checkpoint
 from mmsimvit.engine.resume import is_whole
@@ -33,12 +35,21 @@ class Getattr:
         return getattr, self.arguments
 
 
+@pytest.mark.parametrize('load', [partial(torch.load, weights_only=True), CheckpointLoader.load_checkpoint],
+                         ids=['torch', 'mmengine'])
 @pytest.mark.parametrize(('owner', 'name'), [
     (HistoryBuffer, '__init__'), (HistoryBuffer, '__globals__'), (np.ndarray, 'tofile')])
-def test_getattr_reaches_nothing_else(owner, name, tmp_path):
+def test_getattr_reaches_nothing_else(owner, name, load, tmp_path):
     torch.save(Getattr(owner, name), tmp_path / 'stranger.pth')
     with pytest.raises(pickle.UnpicklingError, match='is not allowed in a checkpoint'):
-        torch.load(tmp_path / 'stranger.pth', weights_only=True)
+        load(str(tmp_path / 'stranger.pth'))
+
+
+def test_what_is_allowed_stays_so_after_mmengine_has_read_a_checkpoint(tmp_path):
+    torch.save(dict(history=HistoryBuffer([1.0], [1])), tmp_path / 'training.pth')
+    for _ in range(2):
+        assert CheckpointLoader.load_checkpoint(str(tmp_path / 'training.pth'))['history'].mean() == 1.0
+    assert torch.load(tmp_path / 'training.pth', weights_only=True)['history'].mean() == 1.0
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):

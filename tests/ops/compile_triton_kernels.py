@@ -46,7 +46,7 @@ def resources(compiled, capability):
 
 if __name__ == '__main__':
     found = {}
-    for capability, dtype, dims, (name, kernel) in product((80, 90), ('bf16', 'fp32'), (32, 64), KERNELS.items()):
+    for (capability, dtype), dims, (name, kernel) in product(((80, 'fp32'), (90, 'bf16')), (32, 64), KERNELS.items()):
         compiled = compile_kernel(kernel, dtype, dims, 3, capability)
         found[f'{name} sm_{capability} {dtype} {dims}'] = resources(compiled, capability)
     print(json.dumps(found, indent=1))

@@ -190,5 +190,5 @@ def test_bad_input_ends_with_one_line(tmp_path, capsys):
         broken.write_text(f"_base_ = {config!r}\nmodel = dict(head=dict(in_channels=99))\n")
         main([str(broken)])
     out = run(ROOT / 'tools/get_flops.py', tmp_path / 'nowhere.py', cwd=tmp_path, code=1)
-    assert out.splitlines() == [f'error: {tmp_path}/nowhere.py does not exist; is the path in the config, or on the command '
-                                'line, right?']
+    assert out.startswith(f'error: config {tmp_path}/nowhere.py does not exist, neither as a file nor among the ')
+    assert len(out.splitlines()) == 1
