@@ -130,7 +130,7 @@ show(work / 'data.png')
 
 # %%
 config = work / 'mine.py'
-config.write_text(f'''
+_ = config.write_text(f'''
 _base_ = {find_config('maskrcnn_simvit_micro_custom')!r}
 data_root = {data.as_posix()!r}
 classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')  # in the order of the annotation files
@@ -172,7 +172,7 @@ except SystemExit as error:
     print(error)
 
 # %%
-config.write_text(config.read_text().replace("'disc'", "'circle'"))
+_ = config.write_text(config.read_text().replace("'disc'", "'circle'"))
 
 # %% [markdown]
 # ## Train
