@@ -9,6 +9,7 @@
 
 # %%
 import io
+import os
 import re
 import shutil
 import sys
@@ -151,6 +152,7 @@ for name, config in configs.items():
 # configs, without heads: those are the same for all three. One thread, one image at a time, no gradients:
 
 # %%
+os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # else torch's profiler, which measures memory, complains if there is no GPU
 with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):  # its progress and its table
     rows = benchmark([*map(str, configs.values()), '--sizes', '96x96', '--batch-sizes', '1', '--steps', 'forward',
                       '--rounds', '41', '--threads', '1'])
@@ -194,9 +196,9 @@ for name, config in configs.items():
 # - Which of the three learnt most *in this training*: from random weights, few steps, one rate. The log shows the mean
 #   IoU at half-time as well: a backbone whose score still rises steeply from there has not had its time, and may end
 #   elsewhere. Pretrained weights can change the order again.
-# - Nothing from small differences in mean IoU. There is one seed each here; another one alone moves the score. In [the
-#   comparison on real data](../comparison.md) two or three points may be chance. Train with several
-#   seeds (`--cfg-options randomness.seed=1`) before you believe in more.
+# - Nothing from small differences in mean IoU. There is one seed each here, and another seed alone moves the score: in
+#   the comparison on real data (`docs/comparison.md`) two or three points may be chance. Train with several seeds
+#   (`--cfg-options randomness.seed=1`), and compare the differences with those between seeds.
 # - The times are those of this CPU, one thread, small images and PyTorch as it is. On a GPU, in larger images or in
 #   batches the order can be another: `benchmark` measures there as well
 #   (`--device cuda --sizes 512x512 --batch-sizes 1 8`).

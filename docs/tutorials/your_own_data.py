@@ -65,8 +65,8 @@ def show(path):
 
 # %% [markdown]
 # ## The data
-# What is needed: folders of images for training and for validation, and one annotation file for each. The names are
-# free, for the config names them; these are those that `maskrcnn_simvit_micro_custom.py` expects:
+# What is needed: folders of images for training and for validation, and one annotation file for each. The config says
+# what they are called; these are the names that `maskrcnn_simvit_micro_custom.py` expects:
 #
 # ```
 # own/
@@ -76,9 +76,8 @@ def show(path):
 #   annotations/instances_val.json
 # ```
 #
-# Have you labelled in CVAT, Label Studio, Roboflow or the like? They export "COCO" or "COCO 1.0". Let the validation
-# images be of other scenes than those for training, not neighbouring frames of one video, or the scores will be too
-# good.
+# Many labelling tools export this format under the name of COCO. Let the validation images be of other scenes than those
+# for training, not neighbouring frames of one video, or the scores will be too good.
 
 # %%
 generated = generate_shapes(work / 'generated', num_training=300, num_validation=40, image_size=96)
@@ -98,7 +97,8 @@ for key in ('images', 'annotations', 'categories'):
 # run lengths as here (`counts`), or polygons `[[x1, y1, x2, y2, ...], ...]`, as most tools write them. Without masks,
 # take `retinanet_simvit_micro_custom.py`, which needs boxes alone.
 #
-# Always look at the annotations before you train: boxes that are shifted or swapped categories cost days otherwise.
+# Always look at the annotations before you train. That shows in seconds what no check can know: boxes that are shifted,
+# categories that are swapped, objects that nobody labelled.
 
 # %%
 with redirect_stdout(Brief()):
@@ -130,7 +130,7 @@ show(work / 'data.png')
 
 # %%
 config = work / 'mine.py'
-config.write_text(f'''
+_ = config.write_text(f'''
 _base_ = {find_config('maskrcnn_simvit_micro_custom')!r}
 data_root = {data.as_posix()!r}
 classes = ('disc', 'square', 'triangle', 'star', 'cross', 'ring')  # in the order of the annotation files
@@ -172,7 +172,7 @@ except SystemExit as error:
     print(error)
 
 # %%
-config.write_text(config.read_text().replace("'disc'", "'circle'"))
+_ = config.write_text(config.read_text().replace("'disc'", "'circle'"))
 
 # %% [markdown]
 # ## Train
