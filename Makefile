@@ -25,7 +25,7 @@ test: setup
 docs: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m pages
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
-	$(VENV)/bin/python -m mkdocs build --strict
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m mkdocs build --strict
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py --task $(TASK)

@@ -77,7 +77,7 @@ def test_two_processes_give_a_segmentor_the_scores_of_one(workspace, tmp_path):
     (tmp_path / 'site/sitecustomize.py').write_text(AT_EXIT)
     out = launch('dist_train.sh', SEGMENTOR, 2, '--work-dir', tmp_path, *epochs(1), cwd=workspace,
                  PYTHONPATH=str(tmp_path / 'site'))
-    assert re.findall('threads of gloo at exit: (.*)', out) == ['[]', '[]']
+    assert set(re.findall('threads of gloo at exit: (.*)', out)) == {'[]'}
     one = launch('dist_test.sh', SEGMENTOR, tmp_path / 'epoch_1.pth', 1, '--work-dir', tmp_path / 'one', *epochs(1),
                  cwd=workspace)
     assert scores(one) == scores(out)
