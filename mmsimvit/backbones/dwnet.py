@@ -59,7 +59,7 @@ class DynamicDepthwiseConv(nn.Module):
                              'stages')
         kernels = self.conv2(F.relu(self.bn(self.conv1(x.mean((2, 3), keepdim=True)))))
         batch, channels = x.shape[:2]
-        if torch.compiler.is_exporting():  # a number of groups that is not known is no convolution of an exported graph
+        if torch.compiler.is_compiling():  # a number of groups that is not known is no convolution of a graph
             windows = F.pad(x, (KERNEL_SIZE // 2, ) * 4).unfold(2, KERNEL_SIZE, 1).unfold(3, KERNEL_SIZE, 1)
             kernels = kernels.view(batch, channels, 1, 1, KERNEL_SIZE, KERNEL_SIZE)
             return (windows * kernels).sum((-2, -1)) + self.bias[:, None, None]

@@ -76,7 +76,7 @@ class FFN(nn.Module):
             return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, conv_bias, self.fc2.weight,
                                       self.fc2.bias)
         x = self.fc1(x)
-        if self.recompute and with_gradients and not torch.compiler.is_exporting():
+        if self.recompute and with_gradients and not torch.compiler.is_compiling():
             return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
         return self._after_fc1(x)
 

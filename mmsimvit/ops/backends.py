@@ -89,3 +89,11 @@ def _known(backend: str, source: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f'{source} must be one of {", ".join(BACKENDS)}, got {backend!r}')
     return backend
+
+
+def is_exporting() -> bool:
+    """Whether a graph is made that is not for ``torch.compile``: by ``torch.export`` (``strict=False``) and the ONNX exporter.
+
+    torch 2.6 has no ``torch.compiler.is_exporting``, and under ``torch.compile`` that of torch 2.11 says yes.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backends import is_exporting
+
 CHUNK_BYTES = 1 << 20  # of the map, on a CPU: a chunk stays in the caches while all taps go over it
 
 
@@ -33,8 +35,7 @@ def inhomogeneous_conv(x: Tensor, kernels: Tensor, group_size: int) -> Tensor:
     """
     groups = _check(x, kernels, group_size)
     kernels = kernels.to(x.dtype)
-    if torch.compiler.is_exporting() or (not torch.compiler.is_compiling()
-                                         and torch._C._are_functorch_transforms_active()):
+    if is_exporting() or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
         return _composite(x, kernels, groups)
     return _inhomogeneous_conv(x, kernels, groups)
 

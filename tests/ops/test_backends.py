@@ -5,6 +5,7 @@ import torch
 
 from mmsimvit.ops import backends, central_attention, set_backend
 from mmsimvit.ops import central_attention as attend
+from mmsimvit.ops.backends import is_exporting
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +127,19 @@ def test_unknown_names_are_refused_with_where_they_come_from(monkeypatch):
     monkeypatch.setenv(backends.VARIABLE, 'fast')
     with pytest.raises(ValueError, match="MMSIMVIT_BACKEND must be one of auto, .*, got 'fast'"):
         call()
+
+
+def test_an_export_is_told_from_a_compilation():
+    said = []
+
+    class Model(torch.nn.Module):
+
+        def forward(self, x):
+            said.append(is_exporting())
+            return x + 1
+
+    Model()(torch.zeros(1))
+    torch.export.export(Model(), (torch.zeros(1), ), strict=False)
+    assert said == [False, True]
+    compiled = torch.compile(lambda x: x + is_exporting(), fullgraph=True, backend='eager')
+    assert compiled(torch.zeros(1)) == 0

@@ -87,6 +87,18 @@ def test_can_be_compiled_and_exported():
     torch.library.opcheck(torch.ops.mmsimvit.inhomogeneous_conv.default, (*inputs(), 2))
 
 
+def test_a_compiled_graph_holds_the_operator():
+    """And nothing unfolded, as an exported one does."""
+    codes = []
+    compiled = torch.compile(inhomogeneous_conv, fullgraph=True, dynamic=True,
+                             backend=lambda graph, _: codes.append(graph.code) or graph)
+    x, kernels = inputs()
+    torch.testing.assert_close(compiled(x, kernels, 3), inhomogeneous_conv(x, kernels, 3))
+    assert len(codes) == 1
+    assert 'mmsimvit.inhomogeneous_conv' in codes[0]
+    assert 'unfold' not in codes[0]
+
+
 def test_torch_func_looks_through():
     x, kernels = inputs()
     single = torch.vmap(lambda x, k: inhomogeneous_conv(x[None], k[None], 3)[0])(x, kernels)
