@@ -90,7 +90,7 @@ def test_can_be_compiled_and_exported():
 def test_a_compiled_graph_holds_the_operator():
     """And nothing unfolded, as an exported one does."""
     codes = []
-    compiled = torch.compile(inhomogeneous_conv, fullgraph=True, dynamic=True,
+    compiled = torch.compile(inhomogeneous_conv, fullgraph=True,
                              backend=lambda graph, _: codes.append(graph.code) or graph)
     x, kernels = inputs()
     torch.testing.assert_close(compiled(x, kernels, 3), inhomogeneous_conv(x, kernels, 3))
