@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 
 from mmsimvit import generate_shapes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = dict(num_training=8, num_validation=3, image_size=64)
 
 

@@ -1,4 +1,4 @@
-"""The errors that docs/errors.md quotes are those that users meet, and its cures cure."""
+"""Of the errors that docs/errors.md quotes, those that can be met here: they are so, and their cures cure."""
 import re
 
 import pytest

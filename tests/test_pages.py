@@ -78,6 +78,7 @@ def sandbox(workspace, tmp_path):
 def test_what_a_page_shows_runs(page, sandbox):
     env = dict(os.environ, PATH=os.pathsep.join([str(sandbox / '.bin'), str(Path(sys.executable).parent), os.environ['PATH']]),
                PYTHONPATH=str(ROOT))
+    env.pop('PYTHON', None)  # make hands its own on, and the launchers would run that in place of the folder's
     for block in blocks(page.read_text()):
         if block.not_run or block.language not in ('shell', 'python'):
             continue

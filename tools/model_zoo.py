@@ -31,8 +31,9 @@ HEAD = """# Model zoo
 Each config is found by its name wherever mmsimvit is installed: `python -m mmsimvit.train NAME`. Parameters are those of the
 whole model. GMACs, which papers call FLOPs, are of the whole model and one image: 800 x 1280 pixels for detectors, 512 x 512
 for segmentors, 224 x 224 for classifiers, and the size of their images for the generated ones; `tools/get_flops.py` says what
-is counted. Published scores are those of the papers' authors, with their code, from the source named above each table. A score
-in the last column would be one that a training with this project gave; **there is none yet**.
+is counted. A backbone that is "changed" has the windows or the tables of biases that were published for this task, others than
+the arch of that name. Published scores are those of the papers' authors, with their code, from the source named above each
+table. A score in the last column is one that a training with this project gave; **{reproduced}**.
 """
 
 
@@ -73,7 +74,8 @@ def image_shape(cfg: Config) -> tuple[int, int]:
 def render(counts: dict[str, Any], index: dict[str, Any]) -> str:
     """The page."""
     entries = {entry['Config'].removeprefix('configs/'): entry for entry in index['Models']}
-    lines = [HEAD]
+    number = sum('Reproduced' in entry['Metadata'] for entry in entries.values())
+    lines = [HEAD.format(reproduced=f'there are {number}' if number else 'there is none yet')]
     for collection in index['Collections']:
         name, paper, source = collection['Name'], collection['Paper'], collection['Code']['URL']
         lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores: '
@@ -104,14 +106,18 @@ def scores(metrics: dict[str, float]) -> str:
 
 
 def backbone(cfg: Config) -> str:
-    """Such as ``SimViT tiny`` or ``ResNet 18``."""
+    """Such as ``SimViT tiny``, ``ResNet 18``, or ``LIT s (changed)`` for other windows or the like in an arch of that size."""
     settings = cfg.model.backbone
     arch = settings.get('arch', settings.get('depth', ''))
-    return f'{settings.type.split(".")[-1]} {arch if isinstance(arch, (str, int)) else "(smaller)"}'.strip()
+    if isinstance(arch, dict):
+        names = [name for name, known in MODELS.get(settings.type).arch_zoo.items()
+                 if all(list(known[key]) == list(arch[key]) for key in ('embed_dims', 'depths'))]
+        arch = f'{names[0]} (changed)' if names else '(smaller)'
+    return f'{settings.type.split(".")[-1]} {arch}'.strip()
 
 
 def schedule(cfg: Config) -> str:
-    """Such as ``12 epochs of 16 images``, a step being meant."""
+    """Such as ``12 epochs, 16 images a step``."""
     loop = cfg.train_cfg
     length = f'{loop.max_iters // 1000}k iterations' if loop.get('max_iters', 0) >= 1000 else (
         f'{loop.max_iters} iterations' if 'max_iters' in loop else f'{loop.max_epochs} epochs')
@@ -126,7 +132,7 @@ def index_with(counts: dict[str, Any], text: str) -> str:
                 f'      FLOPs: {found["macs"]}  # multiply-accumulates, {found["shape"][0]} x {found["shape"][1]} pixels\n')
 
     before = r'(?P<before>    Config: configs/(?P<config>\S+)\n    Metadata:\n)'
-    return re.sub(before + r'      Parameters: .*\n(?:      FLOPs: .*\n)?', replace, text)
+    return re.sub(before + r'(?:      Parameters: .*\n)?(?:      FLOPs: .*\n)?', replace, text)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -136,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     MMLogger.get_instance('model_zoo').setLevel('WARNING')
     counts = json.loads(COUNTS.read_text()) if args.new else {}
     files = config_files()
+    counts = {name: found for name, found in counts.items() if (ROOT / 'configs' / name).is_file()}
     for number, path in enumerate(files, 1):
         name = path.relative_to(ROOT / 'configs').as_posix()
         if name not in counts:

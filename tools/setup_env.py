@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 12))
 # The OpenMMLab packages of OpenMMLab, and the forks that others maintain under the same import names.
 STACKS = {'upstream': 'requirements.txt', 'onedl': 'requirements-onedl.txt'}
-# Pages of wheels that mmcv's publishers built, by the version of torch and its build: cpu, cu126 ...
+# Pages of wheels that mmcv's publishers built, by the version of torch and its build (cpu, cu126 ...).
 PUBLISHED = {'mmcv': 'https://download.openmmlab.com/mmcv/dist/{build}/torch{torch}/index.html',
-             'onedl-mmcv': 'https://mmwheels.onedl.ai/simple/{build}-torch{torch}/index.html'}
+             'onedl-mmcv': 'https://mmwheels.onedl.ai/{build}-torch{digits}/index.html'}
 # An installation that was cut leaves packages of which pip believes that they are there.
 PROBE = '''
 import importlib.metadata, pip, platform, sys
@@ -181,7 +181,7 @@ class Setup:
             folder: where the wheel goes.
         """
         version, _, build = torch.partition('+')
-        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, build=build or 'cpu')
+        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, digits=version.replace('.', ''), build=build or 'cpu')
         try:  # pip itself would try for minutes
             urllib.request.urlopen(page, timeout=10).close()
             links = ['--find-links', page]

@@ -114,9 +114,25 @@ def wheels(tmp_path):
         server.shutdown()
 
 
+def test_pages_of_published_wheels(script, setup, monkeypatch):
+    asked = []
+
+    def refuse(page, timeout):
+        asked.append(page)
+        raise OSError('no network')
+
+    monkeypatch.setattr(script.urllib.request, 'urlopen', refuse)
+    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: subprocess.CompletedProcess([], 1))
+    forks = script.Setup(setup.venv, script.read_requirements('onedl'))
+    assert not setup.fetch_wheel('2.4.0+cu121', setup.venv) and not forks.fetch_wheel('2.8.0+cu128', setup.venv)
+    assert asked == ['https://download.openmmlab.com/mmcv/dist/cu121/torch2.4.0/index.html',
+                     'https://mmwheels.onedl.ai/cu128-torch280/index.html']
+
+
 def test_a_published_wheel_for_this_torch_is_taken(script, setup, wheels, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(script, 'PUBLISHED', {'mmcv': wheels})
     monkeypatch.setenv('PIP_NO_INDEX', '1')
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
     monkeypatch.delenv('PIP_FIND_LINKS', raising=False)
     monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
     subprocess.run([sys.executable, '-m', 'venv', setup.venv], check=True)
