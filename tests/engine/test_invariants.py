@@ -1,5 +1,6 @@
 """What must not depend on how a training is run: in one process or two, at once or cut and resumed."""
 
+import gc
 import logging
 from functools import partial
 from types import SimpleNamespace
@@ -54,10 +55,17 @@ def step(model, batch):
     return loss.detach()
 
 
+def join(rank, function, folder):
+    """Run a function in one of two processes. A group that a model still holds would abort them while Python shuts down."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    function(rank, folder)
+    gc.collect()
+    torch.distributed.destroy_process_group()
+
+
 def train_half(rank, folder):
     """What one of two processes does."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     found = {}
     for name, changes in CASES.items():
         model = DistributedDataParallel(Pyramid(**changes), find_unused_parameters=False)
@@ -72,7 +80,7 @@ def train_half(rank, folder):
 def halves(tmp_path_factory):
     """Loss and gradients of two steps in two processes with half of the batch each, for all cases."""
     folder = tmp_path_factory.mktemp('gloo')
-    torch.multiprocessing.spawn(train_half, (str(folder), ), nprocs=2)
+    torch.multiprocessing.spawn(join, (train_half, str(folder)), nprocs=2)
     return torch.load(folder / 'found.pth')
 
 
@@ -95,7 +103,6 @@ def test_two_halves_are_a_whole(name, halves):
 def skip_where_one_loss_is_no_number(rank, folder):
     """What one of two processes does; the second's first loss is no number."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/skip', rank=rank, world_size=2)
     torch.manual_seed(0)
     model = DistributedDataParallel(nn.Linear(1, 1))
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
@@ -110,7 +117,7 @@ def skip_where_one_loss_is_no_number(rank, folder):
 
 
 def test_all_processes_leave_out_what_one_cannot_use(tmp_path):
-    torch.multiprocessing.spawn(skip_where_one_loss_is_no_number, (str(tmp_path), ), nprocs=2)
+    torch.multiprocessing.spawn(join, (skip_where_one_loss_is_no_number, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     assert first == second, 'both skipped, and then both stepped, together'
     skipped, before, after, lines = first
@@ -121,14 +128,13 @@ def test_all_processes_leave_out_what_one_cannot_use(tmp_path):
 
 def begin(rank, folder):
     """What one of two processes does that have found different checkpoints."""
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/begin', rank=rank, world_size=2)
     CheckpointMatchHook().before_train(SimpleNamespace(iter=7, work_dir='work'))
     with pytest.raises(CheckpointError, match=r'processes begin at the iterations \[0, 100\]: .* work is not the same folder'):
         CheckpointMatchHook().before_train(SimpleNamespace(iter=100 * rank, work_dir='work'))
 
 
 def test_processes_that_would_begin_apart_stop(tmp_path):
-    torch.multiprocessing.spawn(begin, (str(tmp_path), ), nprocs=2)
+    torch.multiprocessing.spawn(join, (begin, str(tmp_path)), nprocs=2)
 
 
 @pytest.mark.parametrize('resume', [True, False])
