@@ -52,7 +52,8 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
 
     Args:
         root: the folder to make.
-        num_training, num_validation: numbers of images; of each class, half as many are made for classification.
+        num_training: number of images; of each class, half as many are made for classification.
+        num_validation: the same for validation.
         image_size: height and width of the images in pixels, at least 32; those for classification have half of it.
         seed: what the pixels depend on.
 

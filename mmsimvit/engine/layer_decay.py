@@ -30,9 +30,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``layers``; frozen ones are in none. Schedulers scale all groups alike, but an ``eta_min`` is the same floor for all:
     use ``eta_min_ratio``.
 
-    Args:
-        optim_wrapper_cfg: as in mmengine; its ``optimizer`` must have ``lr``.
-        paramwise_cfg: as in mmengine, and ``layer_decay_rate``, above 0 and at most 1.
+    The arguments are mmengine's: ``optim_wrapper_cfg``, whose ``optimizer`` must have ``lr``, and ``paramwise_cfg``, with
+    ``layer_decay_rate``, above 0 and at most 1.
 
     Raises:
         ValueError: for a rate out of range, a backbone without ``get_layer_depth``, a model without backbone, or a

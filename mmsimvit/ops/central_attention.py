@@ -18,9 +18,10 @@ def central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_head
     neither masked out nor replaced by shifting the window into the map.
 
     Args:
-        query, key, value: ``(B, H, W, C)`` each, any strides; the heads lie one after the other in C. If ``value`` is
-            None, ``key`` is ``(B, H, W, 2C)`` with the keys in its first half and the values in its second, as a joint
-            projection gives them; its gradient then comes in one piece too.
+        query: ``(B, H, W, C)``, any strides; the heads lie one after the other in C.
+        key: the same; or, if ``value`` is None, ``(B, H, W, 2C)`` with the keys in its first half and the values in its
+            second, as a joint projection gives them. Its gradient then comes in one piece too.
+        value: as ``query``, or None.
         num_heads: number of heads; divides C.
         kernel_size: width of the window in pixels, odd.
         scale: factor on the logits; ``(C / num_heads) ** -0.5`` if None.

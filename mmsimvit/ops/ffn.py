@@ -27,9 +27,12 @@ def conv_ffn_in_chunks(x: Tensor, weight1: Tensor, bias1: Tensor, conv_weight: T
 
     Args:
         x: ``(B, H, W, C)``, float32 or float64, on the CPU.
-        weight1, bias1: ``(D, C)`` and ``(D,)``, of the first linear layer.
-        conv_weight, conv_bias: ``(D, 1, 3, 3)`` and ``(D,)``.
-        weight2, bias2: ``(C', D)`` and ``(C',)``, of the second linear layer.
+        weight1: ``(D, C)``, of the first linear layer.
+        bias1: ``(D,)``.
+        conv_weight: ``(D, 1, 3, 3)``.
+        conv_bias: ``(D,)``.
+        weight2: ``(C', D)``, of the second linear layer.
+        bias2: ``(C',)``.
 
     Returns:
         ``(B, H, W, C')``.
