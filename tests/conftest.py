@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.runner import set_random_seed
 
 # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, which torch leaves to others.
 if not torch.cuda.is_available():
@@ -53,6 +54,12 @@ def flatten(tree, prefix=''):
     if not items:
         return {prefix: tree}
     return {key: value for name, part in items for key, value in flatten(part, f'{prefix}.{name}').items()}
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """The same random numbers in each test, whichever tests the process ran before."""
+    set_random_seed(0)
 
 
 @pytest.fixture(scope='session')
