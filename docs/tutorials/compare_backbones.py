@@ -10,9 +10,7 @@
 # %%
 import io
 import os
-import re
 import shutil
-import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -25,6 +23,7 @@ from PIL import Image
 from mmsimvit import find_config, generate_shapes
 from mmsimvit.benchmark import main as benchmark
 from mmsimvit.engine import find_whole_checkpoint
+from mmsimvit.engine.notebook import brief_log, show
 from mmsimvit.engine.pictures import draw_segmentations
 from mmsimvit.test import main as test
 from mmsimvit.train import main as train
@@ -32,29 +31,6 @@ from mmsimvit.train import main as train
 work = Path('work_dirs/tutorials/compare_backbones')
 shutil.rmtree(work, ignore_errors=True)  # what an earlier run of this page left
 warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg)|rich')  # of what is deprecated in them, and the like
-
-
-class Brief(io.StringIO):
-    """In the place of stdout: passes on how far a training is, its loss and its scores."""
-    wanted = re.compile(r'Epoch\S+ [\[\]/ \d]+\]|\bloss: \S+|mIoU: \S+')
-
-    def __init__(self):
-        super().__init__()
-        self.screen = sys.stdout
-
-    def write(self, text):
-        if found := self.wanted.findall(text):
-            print(*found, sep='  ', file=self.screen, flush=True)
-        return len(text)
-
-
-def show(path):
-    if 'get_ipython' in globals():  # a notebook
-        from IPython import display
-        display.display(display.Image(filename=path))
-    else:
-        print(f'picture: {path}')
-
 
 # %% [markdown]
 # ## The data
@@ -139,7 +115,7 @@ results = []
 for name, config in configs.items():
     print(name)
     folder = work / config.stem
-    with redirect_stdout(Brief()):
+    with brief_log():
         model = train([str(config), '--work-dir', str(folder)])
         scores = test([str(config), find_whole_checkpoint(folder), '--work-dir', str(folder / 'test')])
     parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
@@ -176,8 +152,7 @@ axes.set(xlabel='time of the backbone for one image, ms (bars: quartiles)', ylab
          title='Upper left is better; the area of a circle is the number of parameters')
 axes.grid(alpha=0.3)
 axes.set_axisbelow(True)
-figure.savefig(work / 'comparison.png', dpi=100)
-show(work / 'comparison.png')
+show(figure, work / 'comparison.png')
 
 # %% [markdown]
 # ## What they see

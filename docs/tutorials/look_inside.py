@@ -9,12 +9,8 @@
 # *central attention*. In stage 4 each token attends to all.
 
 # %%
-import io
-import re
 import shutil
-import sys
 import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -31,36 +27,13 @@ from mmsimvit.engine.feature_maps import (
     get_pixel_attention,
     read_image,
 )
+from mmsimvit.engine.notebook import brief_log, show
 from mmsimvit.ops import central_attention
 from mmsimvit.train import main as train
 
 work = Path('work_dirs/tutorials/look_inside')
 shutil.rmtree(work, ignore_errors=True)  # what an earlier run of this page left
 warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg)|rich')  # of what is deprecated in them, and the like
-
-
-class Brief(io.StringIO):
-    """In the place of stdout: passes on how far a training is, its loss and its scores."""
-    wanted = re.compile(r'Epoch\S+ [\[\]/ \d]+\]|\bloss: \S+|mIoU: \S+')
-
-    def __init__(self):
-        super().__init__()
-        self.screen = sys.stdout
-
-    def write(self, text):
-        if found := self.wanted.findall(text):
-            print(*found, sep='  ', file=self.screen, flush=True)
-        return len(text)
-
-
-def show(figure, name):
-    figure.savefig(work / name, dpi=100)
-    if 'get_ipython' in globals():  # a notebook
-        from IPython import display
-        display.display(display.Image(filename=work / name))
-    else:
-        print(f'picture: {work / name}')
-
 
 # %% [markdown]
 # ## A model to look at
@@ -90,7 +63,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=True, convert_to_iter_based=True)]
 """)
-with redirect_stdout(Brief()):
+with brief_log():
     model = train([str(config), '--work-dir', str(work / 'training')]).eval()
 
 # %% [markdown]
@@ -107,7 +80,7 @@ with DefaultScope.overwrite_default_scope('mmseg'):  # whose names the config's 
 maps = get_feature_maps(model.backbone, view)
 for number, (stride, features) in enumerate(maps, 1):
     print(f'stage {number}: one token for {stride} x {stride} pixels, map of {tuple(features.shape)} (channels, height, width)')
-show(draw_feature_maps(view, maps), 'features.png')
+show(draw_feature_maps(view, maps), work / 'features.png')
 
 # %% [markdown]
 # ## Where a pixel looks
@@ -120,7 +93,7 @@ x, y = 66, 32
 column, row = find_pixel(view, x, y)  # of the network's input, which may be of another size than the file
 found = get_pixel_attention(model.backbone, view, column, row)
 for attention in found:
-    show(draw_pixel_attention(view, (x, y), attention), f'attention_stage{attention.stage}.png')
+    show(draw_pixel_attention(view, (x, y), attention), work / f'attention_stage{attention.stage}.png')
 
 # %% [markdown]
 # The weights come from a softmax, so those of one head sum to one. With weights of 1/9 each, attention in a window of
@@ -147,7 +120,7 @@ for attention, before in zip(found, get_pixel_attention(untrained, view, column,
 # %%
 corner, = get_pixel_attention(model.backbone, view, *find_pixel(view, 0, 0), stages=[3])
 print('weight on the zeros outside of the map, head by head: ' + ', '.join(f'{share:.3f}' for share in corner.outside))
-show(draw_pixel_attention(view, (0, 0), corner), 'attention_corner.png')
+show(draw_pixel_attention(view, (0, 0), corner), work / 'attention_corner.png')
 
 # %% [markdown]
 # ## Central attention by hand

@@ -8,13 +8,9 @@
 # current folder.
 
 # %%
-import io
 import json
-import re
 import shutil
-import sys
 import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +21,7 @@ from pycocotools.coco import COCO
 
 from mmsimvit import find_config, generate_shapes
 from mmsimvit.engine import find_whole_checkpoint
+from mmsimvit.engine.notebook import brief_log, show
 from mmsimvit.engine.pictures import draw_curves, draw_detections
 from mmsimvit.infer import main as infer
 from mmsimvit.test import main as test
@@ -34,34 +31,6 @@ work = Path('work_dirs/tutorials/your_own_data')
 shutil.rmtree(work, ignore_errors=True)  # what an earlier run of this page left
 warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg)|rich')  # of what is deprecated in them, and the like
 work.mkdir(parents=True)
-
-# %% [markdown]
-# Two helpers for this page. MMEngine, which runs the training, logs some hundred lines a minute. The first helper takes
-# the place of stdout meanwhile, and passes on how far it is, the loss and the scores; all lines are in a `.log` file in
-# the work dir anyway. The second shows a picture.
-
-
-# %%
-class Brief(io.StringIO):
-    wanted = re.compile(r'Epoch\S+ [\[\]/ \d]+\]|\bloss: \S+|\b(?:bbox|segm)_mAP: \S+|predictions on .*')
-
-    def __init__(self):
-        super().__init__()
-        self.screen = sys.stdout
-
-    def write(self, text):
-        if found := self.wanted.findall(text):
-            print(*found, sep='  ', file=self.screen, flush=True)
-        return len(text)
-
-
-def show(path):
-    if 'get_ipython' in globals():  # a notebook
-        from IPython import display
-        display.display(display.Image(filename=path))
-    else:
-        print(f'picture: {path}')
-
 
 # %% [markdown]
 # ## The data
@@ -101,7 +70,7 @@ for key in ('images', 'annotations', 'categories'):
 # categories that are swapped, objects that nobody labelled.
 
 # %%
-with redirect_stdout(Brief()):
+with brief_log():
     coco = COCO(data / 'annotations/instances_train.json')
 categories = {category['id']: category['name'] for category in coco.dataset['categories']}
 
@@ -116,8 +85,7 @@ for axes, image_id in zip(figure.subplots(2, 4).flat, coco.getImgIds()):
         axes.contour(coco.annToMask(annotation), levels=[0.5], colors='white', linewidths=1)
     axes.imshow(image)
     axes.axis('off')
-figure.savefig(work / 'data.png', dpi=100)
-show(work / 'data.png')
+show(figure, work / 'data.png')
 
 # %% [markdown]
 # ## The config
@@ -185,9 +153,11 @@ _ = config.write_text(config.read_text().replace("'disc'", "'circle'"))
 # The weights are random at first. After every epoch the model is evaluated on the validation images: `bbox_mAP` is the
 # average precision of the boxes, `segm_mAP` that of the masks, both from 0 to 1, averaged over classes and over how
 # exactly a prediction must fit (COCO's rule).
+#
+# `brief_log` shows this of the hundreds of lines that MMEngine logs; all of them are in a `.log` file in the work dir.
 
 # %%
-with redirect_stdout(Brief()):
+with brief_log():
     train([str(config), '--work-dir', str(work / 'training')])
 
 # %% [markdown]
@@ -196,7 +166,7 @@ with redirect_stdout(Brief()):
 
 # %%
 checkpoint = find_whole_checkpoint(work / 'training')
-with redirect_stdout(Brief()):
+with brief_log():
     scores = test([str(config), str(checkpoint), '--work-dir', str(work / 'test')])
 print(f'box AP {scores["coco/bbox_mAP"]:.3f}, mask AP {scores["coco/segm_mAP"]:.3f}, from {checkpoint}')
 
@@ -214,7 +184,7 @@ show(work / 'curves.png')
 # finds with a score of at least 0.3, on validation images.
 
 # %%
-with redirect_stdout(Brief()):
+with brief_log():
     draw_detections(config, checkpoint, work / 'predictions.png', num_images=6, height=240, score_thr=0.3)
 show(work / 'predictions.png')
 
@@ -224,7 +194,7 @@ show(work / 'predictions.png')
 
 # %%
 new = generate_shapes(work / 'new', num_training=1, num_validation=1, image_size=96, seed=1) / 'images/training/000000.png'
-with redirect_stdout(Brief()):
+with brief_log():
     infer([str(new), str(config), str(checkpoint), '--out-dir', str(work / 'predictions')])
 for instance in json.loads((work / 'predictions/000000.png.json').read_text())['instances']:
     print(f'{instance["class"]:10} score {instance["score"]:.2f}  box {[round(x) for x in instance["box"]]}')
