@@ -150,7 +150,7 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
     """Rename the parameters of a published checkpoint to those of our backbone.
 
     Args:
-        system: the published system, a key of :data:`SYSTEMS`.
+        system: the published system, a key of ``SYSTEMS``.
         state_dict: names to tensors, or a checkpoint that holds them under ``model``, ``state_dict`` or their ``_ema``
             forms, with or without ``module.`` and ``backbone.`` before the names. The layouts of classification (whose
             ``head`` is dropped) and of dense prediction (whose neck and heads are dropped) are both understood.

@@ -113,7 +113,7 @@ def report(findings: list[Finding]) -> None:
 
 
 def find_installed() -> tuple[Found, list[Finding]]:
-    """The distributions that bring the :data:`MODULES`, and those of them whose metadata is broken."""
+    """The distributions that bring the ``MODULES``, and those of them whose metadata is broken."""
     found: Found = {}
     findings = []
     for distribution in importlib.metadata.distributions():

@@ -148,7 +148,7 @@ class Predictor:
     """A model, in its library's inferencer.
 
     Args:
-        cfg: from :func:`configure`.
+        cfg: from ``configure``.
         checkpoint: path of the checkpoint.
         device: None for a GPU if there is one.
 

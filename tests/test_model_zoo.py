@@ -1,8 +1,12 @@
 """The model zoo's page and its sources: configs, model-index.yml, counts."""
 import json
+import re
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
+from mmengine.registry import MODELS
 
 from tests.conftest import ROOT, load_tool
 
@@ -43,3 +47,36 @@ def test_the_page_says_what_is_published_and_what_was_reproduced():
                     f'{COUNTS[path]["macs"] / 1e9:.1f} | 36 epochs, 16 images a step | box AP 49.9 |  |')
     entry['Metadata']['Reproduced'] = {'box AP': 49.5}
     assert model_zoo.table([path], COUNTS, {path: entry})[2].endswith('| box AP 49.9 | box AP 49.5 |')
+
+
+def readme_rows():
+    """The rows of the README's tables of backbones: class, arch, and cells by the heading of their column."""
+    classes = {'SimViT': 'SimViT', 'LIT': 'LIT', 'GC ViT': 'GCViT', 'DWNet': 'DWNet'}
+    for table in re.findall(r'(?:^\|.*\n)+', (ROOT / 'README.md').read_text(), re.M):
+        heading, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
+        if heading[0] in classes:
+            for arch, *cells in rows:
+                yield pytest.param(classes[heading[0]], arch, dict(zip(heading[1:], cells)), id=f'{heading[0]}-{arch}')
+
+
+@pytest.mark.parametrize(('backbone', 'arch', 'cells'), readme_rows())
+def test_the_readme_says_what_the_index_does(backbone, arch, cells):
+    with torch.device('meta'):
+        model = MODELS.build(dict(type=backbone, arch=arch))
+    widths = next(text for heading, text in cells.items() if heading.startswith('widths'))
+    assert widths == ', '.join(map(str, model.out_channels))
+    assert cells['parameters'] == f'{sum(parameter.numel() for parameter in model.parameters()):,}'
+    known = {known.split(' (')[0]: name for name in COUNTS if 'imagenet' in name
+             for known in [model_zoo.backbone(model_zoo.Config.fromfile(ROOT / 'configs' / name))]}
+    config = known[f'{backbone} {arch}']
+    assert abs(float(cells['GMACs'].split()[0]) - COUNTS[config]['macs'] / 1e9) < 0.051
+    short = Path(config).stem.removesuffix('_imagenet')
+    published = {model['Name']: [' / '.join(map(str, result['Metrics'].values())) for result in model['Results']]
+                 for model in INDEX['Models']}
+    names = {'top-1': '{}_imagenet', 'Mask R-CNN 1x': 'maskrcnn_{}_coco', 'Mask R-CNN 3x': 'maskrcnn_{}_coco_3x',
+             'RetinaNet 1x': 'retinanet_{}_coco', 'Cascade Mask R-CNN 3x': 'cascadercnn_{}_coco_3x',
+             'Semantic FPN, mIoU': 'semfpn_{}_ade20k', 'UPerNet, mIoU': 'upernet_{}_ade20k'}
+    for heading, text in cells.items():
+        column = next((names[name] for name in names if heading.startswith(name)), None)
+        if column:
+            assert text == ' / '.join(published.get(column.format(short), [])), heading

@@ -72,3 +72,9 @@ for config in {[LIBRARIES[other][1] for other in others]}:
     assert out.strip().splitlines()[-2:] == [
         f'error: {LIBRARIES[other][1]} is a config of {other}, which is not installed; pip install '
         f'{name_of(installed_stack()[other])}' for other in others]
+
+
+def test_a_library_without_mmcv_is_told_what_it_lacks(with_only):
+    out = with_only(('mmdet', 'torchvision'), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1)
+    assert out.splitlines() == ['error: maskrcnn_simvit_micro_shapes is a config of mmdet, which needs mmcv, and that is not '
+                                'installed; python -m mmsimvit.doctor gives the command']

@@ -34,8 +34,8 @@ class PyramidBackbone(BaseModule):
     """Four stages of falling resolution; the maps named by ``out_indices`` are returned.
 
     A subclass sets ``arch_zoo``; in ``arch_rules`` what its keys take that are not one positive whole number for each stage;
-    ``block_type``, if its stages repeat another class than :class:`Block`; and, in its ``__init__``, ``self.stages``: a
-    :class:`Stage` for each of the first ``self.num_built`` stages. It ends its ``__init__`` with ``self.freeze()``.
+    ``block_type``, if its stages repeat another class than ``Block``; and, in its ``__init__``, ``self.stages``: a
+    ``Stage`` for each of the first ``self.num_built`` stages. It ends its ``__init__`` with ``self.freeze()``.
 
     Args:
         arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.

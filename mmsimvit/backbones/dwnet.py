@@ -127,7 +127,7 @@ class Stage(layers.Stage):
     """A stage whose map goes through a batch norm."""
 
     def get_map(self, x: Tensor) -> Tensor:
-        """The returned map of what :meth:`forward` gives, ``(B, C, H', W')`` both."""
+        """The returned map of what ``forward`` gives, ``(B, C, H', W')`` both."""
         return x if self.norm is None else self.norm(x)
 
 
@@ -151,7 +151,7 @@ class DWNet(PyramidBackbone):
         drop_path_rate: as published 0.2 for the small variants, in segmentors 0.3; for the large ones 0.5 for ImageNet and
             0.3 elsewhere.
 
-    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of ``PyramidBackbone``, as are the
     outputs and the errors.
     Each returned map has a norm of its own: name in ``out_indices`` the maps that are used and no others (with
     ``FPN(start_level=1)``, stages 1 to 3), or distributed training stops at parameters without gradient.

@@ -63,7 +63,7 @@ class Downsample(nn.Module):
 
 
 class Stem(nn.Module):
-    """A quarter of the resolution: a strided convolution and a :class:`Downsample`."""
+    """A quarter of the resolution: a strided convolution and a ``Downsample``."""
 
     def __init__(self, in_channels: int, embed_dims: int):
         super().__init__()
@@ -198,7 +198,7 @@ class GCViT(PyramidBackbone):
         drop_path_rate: as published for ImageNet 0.2 for ``xxtiny``, ``xtiny`` and ``tiny``, 0.25 for ``tiny2``, 0.3 for
             ``small``, 0.35 for ``small2``, 0.5 for ``base`` and ``large``.
 
-    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of ``PyramidBackbone``, as are the
     outputs and the errors.
     Each returned map has a norm of its own: name in ``out_indices`` the maps that are used and no others (with
     ``FPN(start_level=1)``, stages 1 to 3), or distributed training stops at parameters without gradient.

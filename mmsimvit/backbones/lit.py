@@ -165,7 +165,7 @@ class LIT(PyramidBackbone):
         in_channels: channels of the input image.
         drop_path_rate: 0.1 for ``ti``, 0.2 for ``s``, 0.3 for ``m`` and 0.5 for ``b`` as published for ImageNet.
 
-    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of :class:`PyramidBackbone`, as are the
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of ``PyramidBackbone``, as are the
     outputs and the errors.
     """
 

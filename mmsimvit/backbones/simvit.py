@@ -123,7 +123,7 @@ class SimViT(PyramidBackbone):
             again in any case: it is no slower.)
 
     ``out_indices``, ``frozen_stages``, ``drop_path_rate``, ``with_cp`` and ``init_cfg`` are those of
-    :class:`PyramidBackbone`, as are the outputs and the errors.
+    ``PyramidBackbone``, as are the outputs and the errors.
 
     Raises:
         ValueError: also for an even or negative ``kernel_size``, and an ``attn_drop_rate`` outside of [0, 1).

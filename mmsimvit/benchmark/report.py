@@ -51,12 +51,12 @@ def environment(device: torch.device, threads: int, dtype: str) -> dict:
 
 
 def describe(about: dict) -> str:
-    """An :func:`environment` on one line."""
+    """An ``environment`` on one line."""
     return f'{about["device"]}, {about["threads"]} threads, {about["dtype"]}, torch {about["torch"]}, {about["date"]}'
 
 
 def print_table(rows: list[dict], about: dict) -> None:
-    """Print what :func:`records` gave for all cases."""
+    """Print what ``records`` gave for all cases."""
     table = Table(title=describe(about), caption='median (quartiles) of interleaved rounds; "faster" and the numbers beside '
                   f'memory are relative to {rows[0]["baseline"]}')
     floor = any('times_floor' in row for row in rows)

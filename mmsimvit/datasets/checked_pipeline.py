@@ -70,7 +70,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_pipelines(dataset: Any) -> None:
-    """Put a :class:`CheckedPipeline` into a data set, or into each of those that a wrapper holds."""
+    """Put a ``CheckedPipeline`` into a data set, or into each of those that a wrapper holds."""
     for leaf in _leaves(dataset):
         pipeline = getattr(leaf, 'pipeline', None)
         if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedPipeline):

@@ -35,7 +35,7 @@ def is_first_process() -> bool:
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check the files that a config's dataloaders name: folders, images, and COCO annotations with their classes.
 
-    Local files of the types in :data:`CHECKED` are looked at, by the first process of a distributed run; images are not
+    Local files of the types in ``CHECKED`` are looked at, by the first process of a distributed run; images are not
     decoded.
 
     Args:

@@ -92,9 +92,9 @@ def generate_shapes(root: str | Path, num_training: int = 1000, num_validation: 
 
 @DATASETS.register_module(name='Shapes')
 def shapes_dataset(dataset: dict, root: str, **options: Any) -> BaseDataset:
-    """A dataset on generated images: ``dataset`` is built after :func:`generate_shapes` made sure that they are there.
+    """A dataset on generated images: ``dataset`` is built after ``generate_shapes`` made sure that they are there.
 
-    ``options`` are settings of :func:`generate_shapes`; any other goes to ``dataset``, as ``lazy_init`` does that
+    ``options`` are settings of ``generate_shapes``; any other goes to ``dataset``, as ``lazy_init`` does that
     MMDetection's inference adds.
     """
     settings = {name: options.pop(name) for name in SETTINGS if name in options}
@@ -157,7 +157,7 @@ def draw_scene(random: np.random.RandomState, size: int) -> tuple[np.ndarray, li
     """An image with one to five shapes, later ones in front.
 
     Returns:
-        The image, ``(size, size, 3)`` uint8; each object's label, an index into :data:`CLASSES`; and its visible
+        The image, ``(size, size, 3)`` uint8; each object's label, an index into ``CLASSES``; and its visible
         pixels, ``(size, size)`` bool. An object keeps at least half of its pixels in sight.
     """
     image = _background(random, size)

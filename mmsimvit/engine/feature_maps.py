@@ -199,7 +199,7 @@ def get_window_weights(attention: CentralAttention, x: Tensor, row: int, column:
 
 
 def get_token_weights(attention: Attention, x: Tensor, row: int, column: int) -> Tensor:
-    """The weights ``(heads, H, W)`` with which a token attends to all; arguments as for :func:`get_window_weights`."""
+    """The weights ``(heads, H, W)`` with which a token attends to all; arguments as for ``get_window_weights``."""
     query = attention.q(x[0, row, column]).unflatten(-1, (attention.num_heads, -1))
     key = attention.kv(x[0]).chunk(2, -1)[0].unflatten(-1, (attention.num_heads, -1))
     logits = torch.einsum('nd,hwnd->nhw', query, key) * query.shape[-1]**-0.5
@@ -324,7 +324,7 @@ def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> 'Figure
 
     Args:
         view: the input of the network.
-        maps: the stride and the map ``(C, h, w)`` of each stage, from :func:`get_feature_maps`.
+        maps: the stride and the map ``(C, h, w)`` of each stage, from ``get_feature_maps``.
     """
     from matplotlib.figure import Figure
     height, width = view.image.shape[:2]

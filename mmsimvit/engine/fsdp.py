@@ -18,7 +18,7 @@ from ..backbones import PyramidBackbone
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """FSDP's ``auto_wrap_policy`` that makes each block of a backbone here a unit of its own.
 
-    A block is what :attr:`PyramidBackbone.block_type` says; what is in no block (patch embeddings, neck, heads) is one unit
+    A block is what ``PyramidBackbone.block_type`` says; what is in no block (patch embeddings, neck, heads) is one unit
     together.
     """
     return recurse or isinstance(module, tuple(_block_types(PyramidBackbone)))
@@ -59,7 +59,7 @@ class ShardedStrategy(FSDPStrategy):
 
     def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict,
                             model: nn.Module | None = None) -> OptimWrapper:
-        """As mmengine does; a :class:`ShardedOptimWrapper` gets to know the sharded model."""
+        """As mmengine does; a ``ShardedOptimWrapper`` gets to know the sharded model."""
         built = super().build_optim_wrapper(optim_wrapper, model)
         if isinstance(built, ShardedOptimWrapper):
             built.model = cast(FullyShardedDataParallel, model)
@@ -73,7 +73,7 @@ class ShardedOptimWrapper(OptimWrapper):
     mmengine's clips each process's shard by the norm of that shard alone.
 
     Attributes:
-        model: the sharded model, which :class:`ShardedStrategy` sets.
+        model: the sharded model, which ``ShardedStrategy`` sets.
 
     Raises:
         ValueError: in a step, if ``clip_grad`` clips by something else than the norm.

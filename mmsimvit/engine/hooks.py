@@ -108,7 +108,7 @@ class NonFiniteLossHook(Hook):
         skip: leave such a batch out, in all processes, with a warning that counts them; otherwise the training stops.
 
     Raises:
-        NonFiniteLossError: unless ``skip``; with it, after :data:`MOST_SKIPPED_IN_A_ROW` such batches in a row. In both cases
+        NonFiniteLossError: unless ``skip``; with it, after ``MOST_SKIPPED_IN_A_ROW`` such batches in a row. In both cases
             instead of writing a checkpoint whose weights are not finite.
     """
 

@@ -34,7 +34,7 @@ LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
-    """Add what the command lines for training and testing both take, and :func:`load_config` reads."""
+    """Add what the command lines for training and testing both take, and ``load_config`` reads."""
     parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go; ./work_dirs/<config name> by default')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as optim_wrapper.optimizer.lr=1e-4; a '
@@ -48,7 +48,7 @@ def load_config(args: Namespace) -> Config:
 
     Raises:
         ConfigError: if there is no such config.
-        SystemExit: if the library of its ``default_scope`` is not installed.
+        SystemExit: if the library of its ``default_scope`` is not installed, or mmcv, which that needs.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(find_config(args.config))
@@ -63,6 +63,9 @@ def load_config(args: Namespace) -> Config:
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
                          f'pip install {name_of(installed_stack()[scope])}')
+    if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
+        raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
+                         'python -m mmsimvit.doctor gives the command')
     if scope == 'mmpretrain':
         # Its configs leave this to its tools.
         for split in ('train', 'val', 'test'):

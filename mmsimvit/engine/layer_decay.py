@@ -99,7 +99,7 @@ def describe_param_groups(optim_wrapper: OptimWrapper) -> str:
     """A table of an optimizer's groups: depths, current learning rate, weight decay, tensors, parameters.
 
     Args:
-        optim_wrapper: any wrapper of one optimizer; groups that :class:`LayerDecayOptimWrapperConstructor` did not make
+        optim_wrapper: any wrapper of one optimizer; groups that ``LayerDecayOptimWrapperConstructor`` did not make
             have ``-`` for their depths.
     """
     rows = [('depth', 'lr', 'weight decay', 'tensors', 'parameters')]

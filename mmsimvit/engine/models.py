@@ -17,7 +17,7 @@ class ModelError(DataError):
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
-    """Add what :func:`build_model` reads."""
+    """Add what ``build_model`` reads."""
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as model.backbone.arch=small')

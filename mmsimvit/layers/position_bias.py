@@ -40,7 +40,7 @@ class RelativePositionBias(nn.Module):
 
     def spread_columns(self, height: int, width: int) -> Tensor:
         """The bias by displacement of rows, column of the query and column of the key:
-        ``(num_heads, 2 * height - 1, width * width)``. For maps whose whole bias is too large, see :func:`spread_rows`."""
+        ``(num_heads, 2 * height - 1, width * width)``. For maps whose whole bias is too large, see ``spread_rows``."""
         table = resample_table(self.table, 2 * height - 1, 2 * width - 1)
         return table.index_select(2, displacements(width, width, table.device).flatten())
 
@@ -66,7 +66,7 @@ def fit_loaded(module: _Fitting, state_dict: dict, prefix: str, *_: object) -> N
 
 def spread_rows(columns: Tensor, count: int, height: int, width: int) -> Tensor:
     """The bias ``(num_heads, count * width, height * width)`` of the queries in some rows, from what
-    :meth:`RelativePositionBias.spread_columns` gives for their displacements: rows ``[first, first + count + height - 1)``."""
+    ``RelativePositionBias.spread_columns`` gives for their displacements: rows ``[first, first + count + height - 1)``."""
     rows = columns.index_select(1, displacements(count, height, columns.device).flatten())
     rows = rows.unflatten(1, (count, height)).unflatten(3, (width, width)).transpose(2, 3)
     return rows.reshape(-1, count * width, height * width)

@@ -97,7 +97,7 @@ class Stage(nn.Module):
                           context_fn=lambda: (nullcontext(), without_statistics(norms)))
 
     def get_map(self, x: Tensor) -> Tensor:
-        """The returned map of what :meth:`forward` gives, ``(B, C, H', W')`` both."""
+        """The returned map of what ``forward`` gives, ``(B, C, H', W')`` both."""
         return x if self.norm is None else self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

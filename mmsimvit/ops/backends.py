@@ -31,7 +31,7 @@ def set_backend(backend: str) -> None:
 
 @contextmanager
 def preferring(backend: str | None) -> Iterator[None]:
-    """:func:`set_backend` for the length of a ``with`` block; nothing for None."""
+    """``set_backend`` for the length of a ``with`` block; nothing for None."""
     global _preferred
     previous = _preferred
     if backend:
@@ -43,7 +43,7 @@ def preferring(backend: str | None) -> Iterator[None]:
 
 
 def chosen(backend: str) -> str:
-    """The backend that a call asks for, by its argument, :func:`set_backend` or the environment; perhaps still ``auto``."""
+    """The backend that a call asks for, by its argument, ``set_backend`` or the environment; perhaps still ``auto``."""
     if _known(backend, 'backend') != 'auto':
         return backend
     return _preferred or _known(os.environ.get(VARIABLE, 'auto'), VARIABLE)

@@ -26,7 +26,7 @@ def central_attention(query: Tensor, key: Tensor, value: Tensor | None, num_head
         kernel_size: width of the window in pixels, odd.
         scale: factor on the logits; ``(C / num_heads) ** -0.5`` if None.
         dropout_p: probability with which an attention weight is set to zero.
-        backend: ``auto`` for what :func:`mmsimvit.ops.set_backend` says, or else the fastest: ``triton`` on CUDA devices,
+        backend: ``auto`` for what ``mmsimvit.ops.set_backend`` says, or else the fastest: ``triton`` on CUDA devices,
             ``eager`` on the CPU, ``composite`` elsewhere. These three and ``reference`` can be asked for by name.
             Attention dropout, the transforms of ``torch.func`` and the export to ONNX always take ``composite``, or
             ``reference`` if that is asked for.

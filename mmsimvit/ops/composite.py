@@ -12,7 +12,7 @@ from torch import Tensor
 
 def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
                       dropout_p: float) -> Tensor:
-    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, as :func:`mmsimvit.ops.central_attention`."""
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, as ``mmsimvit.ops.central_attention``."""
     traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
     out = (_in_shifts if traced else _in_tiles)(query, key, value, num_heads, kernel_size, scale, dropout_p)
     return out.to(query.dtype)  # autocast computes sums in float32

@@ -55,7 +55,7 @@ def without_chunks() -> Iterator[None]:
 
 
 def suits_chunks(x: Tensor, weight1: Tensor, with_gradients: bool, save_memory: bool = False) -> bool:
-    """Whether :func:`conv_ffn_in_chunks` can run and gains time; with ``save_memory``, memory for little time.
+    """Whether ``conv_ffn_in_chunks`` can run and gains time; with ``save_memory``, memory for little time.
 
     Args:
         x, weight1: the input, ``(B, H, W, C)``, and the weights of the first layer, ``(D, C)``.

@@ -1,7 +1,7 @@
 """Numbers that published code gives, for weights and images that anyone can make again.
 
 Each ``<system>.json`` lists, for every variant, the published parameters (``state``: name -> shape) and what the published
-code computed in float64 (``cases``) when its parameters were set by :func:`parameter` and its input by :func:`image`. Of
+code computed in float64 (``cases``) when its parameters were set by ``parameter`` and its input by ``image``. Of
 each output, 64 values at fixed flat positions are kept with the standard deviation of the whole.
 """
 import json
