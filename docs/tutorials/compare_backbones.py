@@ -84,8 +84,7 @@ train_cfg = dict(max_epochs=4, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=True, convert_to_iter_based=True)]
-# Without layer-wise rates, which the base config is prepared for, but not every backbone.
-optim_wrapper = dict(constructor='DefaultOptimWrapperConstructor', optimizer=dict(lr=1e-3))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 default_hooks = dict(logger=dict(interval=19), checkpoint=dict(interval=4))
 randomness = dict(seed=0)
 ''')

@@ -31,11 +31,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     use ``eta_min_ratio``.
 
     The arguments are mmengine's: ``optim_wrapper_cfg``, whose ``optimizer`` must have ``lr``, and ``paramwise_cfg``, with
-    ``layer_decay_rate``, above 0 and at most 1.
+    ``layer_decay_rate``, above 0 and at most 1; at 1 all rates are equal, and any model will do.
 
     Raises:
-        ValueError: for a rate out of range, a backbone without ``get_layer_depth``, a model without backbone, or a
-            parameter that is found twice without ``bypass_duplicate``.
+        ValueError: for a rate out of range, below 1 for a backbone without ``get_layer_depth`` or a model without backbone, or
+            for a parameter that is found twice without ``bypass_duplicate``.
     """
 
     def _validate_cfg(self) -> None:
@@ -65,7 +65,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix:
             super().add_params(params, module, prefix, **kwargs)
             return
-        backbones = _find_backbones(module)
+        backbones = _find_backbones(module, self.decay_rate)
         undecayed = {prefix + name for prefix, backbone in backbones.items()
                      if hasattr(backbone, 'no_weight_decay') for name in backbone.no_weight_decay()}
         names = {param: name for name, param in module.named_parameters()}
@@ -111,13 +111,15 @@ def describe_param_groups(optim_wrapper: OptimWrapper) -> str:
     return '\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
-def _find_backbones(model: nn.Module) -> dict[str, BaseModule]:
-    """The outermost modules called ``backbone``, by the prefix of their parameters' names."""
+def _find_backbones(model: nn.Module, decay_rate: float) -> dict[str, BaseModule]:
+    """The outermost modules called ``backbone``, by the prefix of their parameters' names; none if depths are not needed."""
     found: dict[str, BaseModule] = {}
     for name, module in model.named_modules():
         if name.split('.')[-1] == 'backbone' and not name.startswith(tuple(found)):
             found[f'{name}.'] = module
     lacking = next((module for module in found.values() if not hasattr(module, 'get_layer_depth')), None)
+    if decay_rate == 1 and (lacking is not None or not found):
+        return {}
     if lacking is not None:
         raise ValueError(
             f'{type(lacking).__module__}.{type(lacking).__name__} has no get_layer_depth(param_name, prefix), by which layers '
@@ -134,6 +136,8 @@ def _get_layer_depth(backbones: Mapping[str, BaseModule], name: str) -> tuple[in
         if name.startswith(prefix):
             # Whatever lies before it (a student's or teacher's name): MMPreTrain's ResNet knows this prefix alone.
             return backbone.get_layer_depth(f'backbone.{name.removeprefix(prefix)}', 'backbone.')
+    if not backbones:
+        return 0, 1
     _, num_layers = next(iter(backbones.values())).get_layer_depth('head', 'backbone.')
     return num_layers - 1, num_layers
 

@@ -227,6 +227,8 @@ def test_models_whose_layers_have_no_order_are_refused():
         construct(model, layer_decay_rate=0.8)
     with pytest.raises(ValueError, match=r'Linear has no module called backbone'):
         construct(nn.Linear(2, 2), layer_decay_rate=0.8)
+    for any_model in (model, nn.Linear(2, 2)):  # where all rates are equal, no order is needed
+        assert {found['lr'] for found in options(any_model, construct(any_model, layer_decay_rate=1.)).values()} == {0.1}
 
 
 def test_shared_parameters_are_refused_or_trained_once():
