@@ -14,7 +14,7 @@ if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word
 
     from .backbones import LIT, DWNet, GCViT, PyramidBackbone, SimViT
     from .checkpoints import CheckpointError, convert_state_dict
-    from .config_files import ConfigError, find_config
+    from .config_files import ConfigError, copy_config, find_config
     from .datasets import DataError, generate_shapes
     from .engine import allow_training_checkpoints
 
@@ -22,4 +22,4 @@ if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word
 
 __version__ = '0.1.0'
 __all__ = ['LIT', 'CheckpointError', 'ConfigError', 'DWNet', 'DataError', 'GCViT', 'PyramidBackbone', 'SimViT',
-           'convert_state_dict', 'find_config', 'generate_shapes']
+           'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']

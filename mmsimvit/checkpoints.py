@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -317,8 +318,10 @@ def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None 
         if known.backbone == backbone_name and arch not in known.released:
             advice = f'no weights of {arch} were published ({known.source} has {", ".join(known.released)}); {advice}'
         elif known.backbone == backbone_name:
-            advice = (f'published weights: {known.source}, converted with python '
-                      f'tools/convert_checkpoint.py SRC {path} --system {system}; {advice}')
+            file = Path(path)
+            files = f'{file} {file.with_name(f"{file.stem}_converted.pth")}' if file.exists() else f'SRC {path}'
+            advice = (f'published weights: {known.source}, converted with python tools/convert_checkpoint.py {files} '
+                      f'--system {system}; {advice}')
     try:
         checkpoint = load_file(path)
     except CheckpointError as error:
@@ -336,7 +339,7 @@ def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None 
     found = match(backbone, {key: value for key, value in state_dict.items() if key.startswith(built)})
     if not found.complete:
         raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of {backbone_name}: '
-                              f'{found.problems()}; {advice}')
+                              f'{found.problems()}; is it of another arch, or not converted? {advice}')
     if found.added:
         print_log(f'checkpoint {path} is of a classifier: the norms of returned maps, {len(found.added)} tensors, start anew',
                   'current')

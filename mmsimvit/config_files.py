@@ -1,5 +1,6 @@
 """The configs that mmsimvit brings, found by name wherever it is installed."""
 import difflib
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -8,7 +9,7 @@ FOLDERS = PACKAGE / '.mim/configs', PACKAGE.parent / 'configs'
 
 
 class ConfigError(ValueError):
-    """A config that does not exist; the message names those that are near."""
+    """A config that does not exist, or would be written over; the message says what is near."""
 
 
 def find_config(name: str) -> str:
@@ -31,3 +32,27 @@ def find_config(name: str) -> str:
     near = difflib.get_close_matches(Path(name).stem, known, n=3)
     raise ConfigError(f'config {name} does not exist, neither as a file nor among the {len(known)} in {folder}'
                       + (f'; near to it: {", ".join(near)}' if near else ''))
+
+
+def copy_config(name: str, path: str) -> str:
+    """Copy a config to where it can be changed; what it inherits from stays where it is.
+
+    Args:
+        name: as for ``find_config``.
+        path: the new file.
+
+    Returns:
+        The path of the copy.
+
+    Raises:
+        ConfigError: if there is no such config, or the new file exists.
+    """
+    source = Path(find_config(name)).resolve()
+    if Path(path).exists():
+        raise ConfigError(f'{path} exists already; give another name')
+
+    def absolute(match: re.Match[str]) -> str:
+        return re.sub(r"'(\.\.?/[^']+)'", lambda found: repr((source.parent / found[1]).resolve().as_posix()), match[0])
+
+    Path(path).write_text(re.sub(r'^_base_ = (\[[^]]*]|.*)', absolute, source.read_text(), count=1, flags=re.M))
+    return path

@@ -34,7 +34,7 @@ def configure(args: argparse.Namespace) -> Config:
         CheckpointError: if the checkpoint is missing, cut short or no checkpoint.
         SystemExit: for an option that the config does not support.
     """
-    cfg = load_config(args)
+    cfg = load_config(args, whole=True)
     cfg.load_from = args.checkpoint
     load_file(args.checkpoint)  # for its errors, which name the file
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):

@@ -1,8 +1,9 @@
 import shutil
 
 import pytest
+from mmengine.config import Config
 
-from mmsimvit import ConfigError, config_files, find_config
+from mmsimvit import ConfigError, config_files, copy_config, find_config
 from tests.conftest import ROOT, run
 
 CONFIGS = ROOT / 'configs'
@@ -50,3 +51,12 @@ def test_an_installed_wheel_brings_its_own(tmp_path, monkeypatch):
 def test_names_are_of_one_config_each():
     stems = [path.stem for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts]
     assert len(set(stems)) == len(stems)
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_simvit_micro_custom', 'semfpn_simvit_micro_custom', 'lit_b_imagenet'])
+def test_a_copy_is_the_same_config_anywhere(name, tmp_path):
+    """What "copy the file" of the docs means, with the bases where they are."""
+    copy = copy_config(name, str(tmp_path / 'mine.py'))
+    assert Config.fromfile(copy).to_dict() == Config.fromfile(find_config(name)).to_dict()
+    with pytest.raises(ConfigError, match=r'mine.py exists already'):
+        copy_config(name, copy)

@@ -34,3 +34,33 @@ def test_a_training_checkpoint_in_a_process_without_mmsimvit(tmp_path):
         assert words in out
         assert words in PAGE
     assert 'history' in run('-c', f'import mmsimvit; {load}', cwd=tmp_path)
+
+
+HEADS = 'decode_head=dict(in_channels=[64, 128, 320, 512]), auxiliary_head=dict(in_channels=320)'
+
+
+@pytest.mark.parametrize(('base', 'wrong', 'argument', 'cured'), [
+    ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', "backbone=dict(type='SimViT')", 'depth',
+     "backbone=dict(_delete_=True, type='SimViT'), neck=dict(in_channels=[64, 128, 320, 512])"),
+    ('mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py', f"backbone=dict(_delete_=True, type='SimViT'), {HEADS}",
+     'pretrained', f"pretrained=None, backbone=dict(_delete_=True, type='SimViT'), {HEADS}")])
+def test_the_arguments_of_another_backbone(base, wrong, argument, cured, tmp_path):
+    config = tmp_path / 'config.py'
+    build = ('from mmengine.config import Config; from mmengine.registry import MODELS, DefaultScope\n'
+             f'cfg = Config.fromfile({str(config)!r})\n'
+             'with DefaultScope.overwrite_default_scope(cfg.default_scope):\n'
+             '    print(type(MODELS.build(cfg.model).backbone).__name__)')
+    start = f"_base_ = '{base}'\ncustom_imports = dict(imports=['mmsimvit'])\n"
+    config.write_text(f'{start}model = dict({wrong})')
+    error = run('-c', build, cwd=tmp_path, code=1).strip().splitlines()[-1]
+    assert error == f"TypeError: SimViT.__init__() got an unexpected keyword argument '{argument}'"
+    assert f"'{argument}'" in PAGE
+    assert error.split("'")[0] in PAGE
+    config.write_text(f'{start}model = dict({cured})')
+    assert run('-c', build, cwd=tmp_path).strip().splitlines()[-1] == 'SimViT'
+
+
+def test_widths_of_another_backbone():
+    with pytest.raises(RuntimeError) as error:
+        torch.nn.Conv2d(256, 256, 1)(torch.zeros(1, 64, 200, 304))
+    assert f'RuntimeError: {error.value}' in PAGE

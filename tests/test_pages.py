@@ -84,7 +84,8 @@ def test_what_a_page_shows_runs(page, sandbox):
             continue
         if block.fragment_of:
             file = sandbox / 'fragment.py'
-            base = '' if '_base_' in block.code else f'_base_ = {str(ROOT / "configs" / block.fragment_of)!r}\n'
+            of = block.fragment_of if '::' in block.fragment_of else str(ROOT / 'configs' / block.fragment_of)
+            base = '' if '_base_' in block.code else f'_base_ = {of!r}\n'
             file.write_text(base + block.code)
             command = [sys.executable, '-c', FRAGMENT.format(file=str(file))]
         elif block.language == 'python':

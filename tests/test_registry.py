@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 Config.fromstring({config!r}, '.py')
 init_default_scope({scope!r})
+MODELS.build(dict(type={prefix!r} + 'SimViT', arch='micro'))  # torch 2.6 cannot load all of itself on the meta device
 with torch.device('meta'):
     for name, arch in {backbones}.items():
         model = MODELS.build(dict(type={prefix!r} + name, arch=arch))

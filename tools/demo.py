@@ -1,6 +1,6 @@
 """Train SimViT-micro from random weights on generated images, evaluate it, and draw what it learnt.
 
-Interrupted, it goes on from its last checkpoint when started again.
+Interrupted, it goes on from the last whole epoch when started again.
 """
 import argparse
 import subprocess
@@ -41,9 +41,14 @@ def main(argv: list[str] | None = None) -> None:
     task = TASKS[args.task]
     work_dir = Path(args.work_dir or f'work_dirs/demo_{args.task}')
     config = ROOT / 'configs' / task.config
-    train = subprocess.run([sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir])
+    train = subprocess.Popen([sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir])
+    try:
+        train.wait()
+    except KeyboardInterrupt:  # which the training got as well, and must end its workers; not killed after a moment
+        train.wait()
+        sys.exit('interrupted; the same command goes on from the last whole epoch')
     if train.returncode:
-        sys.exit('error: training ended early, see above; the same command goes on from the last checkpoint')
+        sys.exit('error: training ended early, see above; the same command goes on from the last whole epoch')
     with one_line_errors():
         checkpoint = find_whole_checkpoint(work_dir)
         if checkpoint is None:
@@ -54,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     # A detector's scores are absent if it found nothing.
     scores = {name: (metrics.get(key, 0.) / scale, least) for key, (name, scale, least) in task.scores.items()}
     print('\n' + ', '.join(f'{name} {score:.3f}' for name, (score, _) in scores.items()) + ' on images it was not trained on\n'
-          f'predictions: {work_dir}/predictions.png\nloss and scores: {work_dir}/curves.png')
+          f'predictions: {work_dir}/predictions.png\nloss and scores: {work_dir}/curves.png\n'
+          f'on your own images: {sys.executable} {ROOT / "tools/infer.py"} FOLDER {config} {checkpoint}')
     for name, (score, least) in scores.items():
         if not score >= least:
             sys.exit(f'error: {name} {score:.3f} is below {least}, so it did not learn; look at {work_dir}/curves.png')

@@ -62,7 +62,7 @@ def export(args: argparse.Namespace) -> None:
             metadata['classes'] = classes
     else:
         model.init_weights()
-        print('no checkpoint: the weights are those that training starts from')
+        print('WARNING: no checkpoint is given, so the weights are those that training starts from, random ones perhaps')
     if args.part == 'model' and (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
         print("the file takes images as a whole; the sliding window of the config's test_cfg is not part of it")
 

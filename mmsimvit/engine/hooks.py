@@ -23,10 +23,16 @@ from ..datasets import DataError
 class CheckpointMatchHook(Hook):
     """Refuse a checkpoint that gives nothing to the model, which mmengine would only warn of; report a partial one.
 
+    Args:
+        whole: refuse a partial one too, as ``mmsimvit.test`` does: what is tested would be random in part.
+
     Raises:
-        CheckpointError: if no parameter of the model is in the checkpoint in its shape, or, to resume from, not all are; or if
-            the processes of a training begin at different iterations.
+        CheckpointError: if no parameter of the model is in the checkpoint in its shape, or, with ``whole`` and to resume from,
+            not all are; or if the processes of a training begin at different iterations.
     """
+
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
 
     def before_train(self, runner: Runner) -> None:
         """Compare the iterations at which the processes begin."""
@@ -56,6 +62,10 @@ class CheckpointMatchHook(Hook):
         if runner._resume and not found.complete:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: it gives {found.matched} of '
                                   f'{found.total} parameters; {found.problems()}; is it of this config?')
+        if self.whole and found.matched < found.total:
+            problems = found.problems() or f'it lacks {", ".join(found.added[:3])}'
+            raise CheckpointError(f'checkpoint {runner._load_from} gives {found.matched} of the {found.total} parameters of '
+                                  f'{type(model).__name__}; {problems}; is it of this config?')
         log = runner.logger.info if found.complete else runner.logger.warning
         log(f'the checkpoint gives {found.matched} of {found.total} parameters'
             f'{"" if found.complete else "; " + found.problems()}')

@@ -43,8 +43,12 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 
 
-def load_config(args: Namespace) -> Config:
+def load_config(args: Namespace, whole: bool = False) -> Config:
     """The config of a command line, with the settings that the command line replaces.
+
+    Args:
+        args: the command line.
+        whole: whether a checkpoint must give all parameters of the model.
 
     Raises:
         ConfigError: if there is no such config.
@@ -71,7 +75,7 @@ def load_config(args: Namespace) -> Config:
         for split in ('train', 'val', 'test'):
             if cfg.get(f'{split}_dataloader'):
                 cfg[f'{split}_dataloader'].setdefault('collate_fn', ConfigDict(type='default_collate'))
-    add_hook(cfg, MATCH_HOOK)
+    add_hook(cfg, MATCH_HOOK, whole=whole)
     return cfg
 
 

@@ -1,5 +1,6 @@
 """The model of a config by itself, for tools that need neither data nor a runner."""
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
@@ -40,7 +41,7 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
 
     Raises:
         ConfigError: if there is no such config.
-        ModelError: if it has no model.
+        ModelError: if it has no model, or one whose parts do not fit together.
         SystemExit: if its library is not installed.
     """
     cfg = load_config(args)
@@ -50,7 +51,46 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's Runner does
     MMLogger.get_instance('model').setLevel('WARNING')  # it becomes the current one: no line for each parameter
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        return cfg, MODELS.build(cfg.model)
+        model = MODELS.build(cfg.model)
+    check_channels(model)
+    return cfg, model
+
+
+def check_channels(model: nn.Module) -> None:
+    """Compare the widths of the maps of one of our backbones with what follows it, before anything is computed.
+
+    Raises:
+        ModelError: if neck or heads are of other widths; the message has the setting that fits.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, PyramidBackbone):
+        return
+    widths = list(backbone.out_channels)
+    neck: Any = getattr(model, 'neck', None)
+    if neck is not None and hasattr(neck, 'in_channels'):
+        _compare_channels(backbone, 'neck', neck.in_channels, widths)
+    elif is_a(model, 'BaseClassifier'):
+        if neck is None or type(neck).__name__ == 'GlobalAveragePooling':
+            _compare_channels(backbone, 'head', getattr(model.head, 'in_channels', None), widths[-1])
+    elif neck is None:
+        for name in ('decode_head', 'auxiliary_head'):
+            found: Any = getattr(model, name, None)
+            heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found] if found else []
+            for head in heads:
+                indices = head.in_index if isinstance(head.in_index, (list, tuple)) else [head.in_index]
+                chosen = [widths[i] for i in indices if -len(widths) <= i < len(widths)]
+                if chosen:
+                    # Of maps that are concatenated the head knows the sum.
+                    _compare_channels(backbone, name, head.in_channels,
+                                      chosen if isinstance(head.in_channels, (list, tuple)) else sum(chosen))
+
+
+def _compare_channels(backbone: PyramidBackbone, name: str, given: object, fitting: int | list[int]) -> None:
+    if isinstance(given, (list, tuple)):
+        given = list(given)
+    if isinstance(given, type(fitting)) and given != fitting:
+        raise ModelError(f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have '
+                         f'{fitting} channels: {name}=dict(in_channels={fitting})')
 
 
 def image_channels(model: nn.Module) -> int:

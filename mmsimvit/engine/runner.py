@@ -4,10 +4,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 from mmengine.visualization import Visualizer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
 from .launch import SHARDED_STRATEGY
+from .models import check_channels
 
 
 class _Mended:
@@ -17,6 +19,11 @@ class _Mended:
         loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner that this is mixed into
         check_pipelines(loader.dataset)
         return loader
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        built = super().build_model(model)  # type: ignore[misc]
+        check_channels(built)
+        return built
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
         # mmengine keeps visualizers by their names, and the configs of all three libraries have one name for theirs: a second

@@ -44,7 +44,7 @@ def test_gives_the_published_numbers(system, variant):
     model = MODELS.get(SYSTEMS[system].backbone)(arch_of(system, variant)).double().eval()
     model.load_state_dict(convert_state_dict(system, golden.state_dict(published)))
     # In float32, the larger would show nothing that smaller ones do not.
-    dtypes = {torch.float64: 1e-9} if published['parameters'] > 3e7 else {torch.float64: 1e-9, torch.float32: 1e-4}
+    dtypes = {torch.float64: 1e-9} if published['parameters'] > 3e7 else {torch.float64: 1e-9, torch.float32: 2e-4}
     for dtype, tolerance in dtypes.items():
         model.to(dtype)
         for case in published['cases']:

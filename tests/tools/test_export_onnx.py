@@ -127,7 +127,7 @@ def test_without_onnxruntime_the_file_is_written_unseen(tmp_path, monkeypatch, c
     main([str(config_of('classifier', tmp_path)), '--out', str(tmp_path / 'm.onnx'), '--static', '--shape', '32', '32'])
     out = capsys.readouterr().out
     assert 'not compared with PyTorch: onnxruntime is not installed; pip install onnxruntime' in out
-    assert 'no checkpoint: the weights are those that training starts from' in out
+    assert 'no checkpoint is given, so the weights are those that training starts from' in out
     onnx.checker.check_model(tmp_path / 'm.onnx')
 
 

@@ -108,6 +108,17 @@ def test_a_checkpoint_that_matches_nothing_ends_with_one_line(workspace, tmp_pat
     assert re.match(r'error: checkpoint .*other.pth gives none of the \d+ parameters of MaskRCNN', last)
 
 
+def test_a_checkpoint_of_another_detector_ends_with_one_line(untrained, workspace, tmp_path):
+    """The backbone alone would fit; the rest would be tested with random weights."""
+    weights = torch.load(untrained)['state_dict']
+    backbone = {name: tensor for name, tensor in weights.items() if name.startswith('backbone')}
+    torch.save(dict(state_dict=backbone), tmp_path / 'other.pth')
+    out = run(ROOT / 'tools/test.py', DETECTION, tmp_path / 'other.pth', '--work-dir', tmp_path, *options(),
+              cwd=workspace, code=1)
+    last = out.splitlines()[-1]
+    assert re.match(r'error: checkpoint .*other.pth gives \d+ of the \d+ parameters of MaskRCNN; \d+ missing .*config\?$', last)
+
+
 def test_bad_options_end_with_one_line(untrained, workspace, tmp_path):
     cut = tmp_path / 'cut.pth'
     cut.write_bytes(untrained.read_bytes()[:1000])

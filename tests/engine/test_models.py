@@ -1,0 +1,47 @@
+"""Whether the parts of a model fit together is said before anything is computed."""
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from mmsimvit import find_config
+from mmsimvit.engine.models import ModelError, check_channels
+from mmsimvit.train import main as train
+from tests.conftest import options
+
+
+def build(name, **changes):
+    cfg = Config.fromfile(find_config(name))
+    cfg.model.backbone.init_cfg = None
+    cfg.merge_from_dict(changes)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize(('name', 'changes', 'message'), [
+    ('maskrcnn_simvit_micro_shapes', {'model.backbone.arch': 'tiny'},
+     r'in_channels of neck are \[32, 64, 160, 256\], but the maps of this SimViT have \[64, 128, 320, 512\] channels'),
+    ('retinanet_simvit_t_coco', {'model.neck.in_channels': [256, 512, 1024, 2048]},
+     r'neck are \[256, 512, 1024, 2048\].*: neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
+    ('upernet_simvit_t_ade20k', {'model.backbone.arch': 'micro'},
+     r'decode_head are \[64, 128, 320, 512\].*\[32, 64, 160, 256\]'),
+    ('upernet_simvit_t_ade20k', {'model.auxiliary_head.in_channels': 64},
+     r'auxiliary_head are 64, .*: auxiliary_head=dict\(in_channels=320\)'),
+    ('simvit_t_imagenet', {'model.head.in_channels': 768}, r'head are 768, .* 512 channels: head=dict\(in_channels=512\)'),
+])
+def test_widths_that_do_not_fit_are_named_with_those_that_do(name, changes, message):
+    with pytest.raises(ModelError, match=message):
+        check_channels(build(name, **changes))
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_simvit_micro_shapes', 'sparsercnn_simvit_s_coco_3x', 'semfpn_simvit_t_ade20k',
+                                  'upernet_gcvit_t_ade20k', 'simvit_t_imagenet', 'semfpn_r18_camvid'])
+def test_widths_that_fit_are_not_refused(name):
+    check_channels(build(name))
+
+
+def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(SystemExit, match=r'^error: the in_channels of neck are .*: neck=dict\(in_channels=\[64, 128, 320, 51'):
+        train([find_config('maskrcnn_simvit_micro_shapes'), '--work-dir', str(tmp_path),
+               *options(**{'model.backbone.arch': 'tiny'})])
