@@ -19,6 +19,7 @@ import sys
 import warnings
 from contextlib import suppress
 from itertools import groupby, islice
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.logging import print_log
+from mmengine.infer import BaseInferencer
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
@@ -113,6 +115,11 @@ def configure(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _is_of_use(record: LogRecord) -> bool:
+    """MMDetection's inferencer looks for mmengine's functions in its own registry, which warns, and finds them."""
+    return 'Failed to search registry with scope' not in record.getMessage()
+
+
 def find_images(given: Path, out_dir: Path) -> list[tuple[str, str]]:
     """Paths of the images, and their names below the folder given, sorted.
 
@@ -162,26 +169,35 @@ class Predictor:
         content = load_file(checkpoint)
         self.scope = cfg.default_scope
         init_default_scope(self.scope)
-        if self.scope == 'mmdet':
-            from mmdet.apis import DetInferencer
-            # Without a palette it would build the data set to find one.
-            self.inferencer = DetInferencer(cfg, checkpoint, device, palette='random')
-        elif self.scope == 'mmseg':
-            from mmseg.apis import MMSegInferencer
-            self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
-        else:
-            from mmpretrain import ImageClassificationInferencer
-            self.inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
-            self.inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
+        logger = MMLogger.get_current_instance()
+        logger.addFilter(_is_of_use)
+        try:
+            self.inferencer = self._make_inferencer(cfg, checkpoint, device)
+        finally:
+            logger.removeFilter(_is_of_use)
         self.model = self.inferencer.model
         found = match(self.model, strip_module(as_mmengine_reads(content)))
-        if found.matched == 0:
-            raise CheckpointError(f'checkpoint {checkpoint} gives none of the {found.total} parameters of '
-                                  f'{type(self.model).__name__}: {found.problems()}; is it of this config?')
+        if found.matched < found.total:
+            problems = found.problems() or f'it lacks {", ".join(found.added[:3])}'
+            raise CheckpointError(f'checkpoint {checkpoint} gives {found.matched} of the {found.total} parameters of '
+                                  f'{type(self.model).__name__}: {problems}; is it of this config?')
         if not found.complete:
             print_log(f'warning: the checkpoint gives {found.matched} of {found.total} parameters; {found.problems()}')
         self.classes, palette = find_classes(self.model, content.get('meta') or {}, cfg.test_dataloader.dataset)
         self.inferencer.visualizer.dataset_meta = dict(classes=self.classes, palette=palette)
+
+    def _make_inferencer(self, cfg: Config, checkpoint: str, device: str) -> BaseInferencer:
+        if self.scope == 'mmdet':
+            from mmdet.apis import DetInferencer
+            # Without a palette it would build the data set to find one.
+            return DetInferencer(cfg, checkpoint, device, palette='random')
+        if self.scope == 'mmseg':
+            from mmseg.apis import MMSegInferencer
+            return MMSegInferencer(cfg, checkpoint, device=device)
+        from mmpretrain import ImageClassificationInferencer
+        inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
+        inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
+        return inferencer
 
     def predict(self, pictures: list[Picture]) -> list[BaseDataElement]:
         """The library's data samples for images of one size.

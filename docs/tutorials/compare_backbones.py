@@ -9,7 +9,6 @@
 
 # %%
 import io
-import os
 import shutil
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -127,7 +126,6 @@ for name, config in configs.items():
 # configs, without heads: those are the same for all three. One thread, one image at a time, no gradients:
 
 # %%
-os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # else torch's profiler, which measures memory, complains if there is no GPU
 with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):  # its progress and its table
     rows = benchmark([*map(str, configs.values()), '--sizes', '96x96', '--batch-sizes', '1', '--steps', 'forward',
                       '--rounds', '41', '--threads', '1'])

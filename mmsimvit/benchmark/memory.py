@@ -1,4 +1,5 @@
 """What the training of a whole model keeps in memory."""
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
 from ..ops.ffn import without_chunks
+
+if not torch.cuda.is_available():
+    os.environ.setdefault('KINETO_LOG_LEVEL', '5')  # torch's profiler would print an error that there is no GPU
 
 # What a parameter takes while it is trained with Adam in float32: itself, its gradient, two averages.
 BYTES_PER_PARAMETER = 16

@@ -162,7 +162,7 @@ def _check_coco(path: Path, images: Path, classes: Sequence[str], split: str, wi
     unknown = [name for name in classes if name not in names]
     if unknown:
         raise DataError(f'no category of {path} is called {_some(unknown)}; it has '
-                        f'{_some(names)}: set metainfo=dict(classes=...) in the config')
+                        f'{_some(names)}: set classes (metainfo=dict(classes=...)) in the config')
     if list(classes) != [name for name in names if name in classes]:
         # MMDetection numbers classes in the order of the file, whatever the order of the config.
         raise DataError(f'the classes {tuple(classes)} are in another order than in {path}, and names would be '

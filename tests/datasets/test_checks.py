@@ -26,7 +26,7 @@ def test_one_place_for_folder_and_classes(tmp_path):
 
 
 @pytest.mark.parametrize(('classes', 'message'), [
-    (('circle', 'hexagon'), r"no category of .*instances_train.json is called 'hexagon'; it has 'circle', .*set metainfo"),
+    (('circle', 'hexagon'), r"no category of .*instances_train.json is called 'hexagon'; it has 'circle', .*set classes"),
     (('square', 'circle'), r"other order than in .*instances_train.json.*write them as \('circle', 'square'\)"),
     ('circle', r"classes is the text 'circle'.*write \('circle', \)"),
 ])
