@@ -109,7 +109,8 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
     except Exception as error:  # of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f'{name} cannot be exported for {"this image" if static else "images of any size; try --static"}: '
-                         f'{lines[0]}') from error
+                         f'{lines[0]} (this is torch {torch.__version__}; that of 2.6 cannot export most models, 2.11 can)'
+                         ) from error
     program.model.metadata_props.update(
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()})
 

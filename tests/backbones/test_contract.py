@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 
 from mmsimvit.engine.export import Exportable, export_onnx
 from tests.backbones.table import BACKBONES, OVERLAPPING, TRACED
+from tests.conftest import exports
 
 CLASSES = list(dict.fromkeys(build.func for build, _ in BACKBONES.values()))
 SUBSETS = [subset for count in range(1, 5) for subset in combinations(range(4), count)]
@@ -154,6 +155,7 @@ def test_low_precision_models_run(build, dtype):
         assert (low - high).abs().max() < 0.2 * high.std()
 
 
+@exports
 @all_backbones
 def test_traces_hold_for_other_sizes(build):
     model = build().eval()
@@ -166,6 +168,7 @@ def test_traces_hold_for_other_sizes(build):
                 torch.testing.assert_close(a, b)
 
 
+@exports
 @pytest.mark.parametrize('name', TRACED)
 def test_onnx_holds_for_other_sizes(name, tmp_path):
     """As tools/export_onnx.py writes it, for any batch too."""

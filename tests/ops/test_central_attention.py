@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mmsimvit.ops import central_attention, eager
+from tests.conftest import exports
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TRITON = pytest.param('triton', marks=pytest.mark.skipif(find_spec('triton') is None, reason='Triton is not installed'))
@@ -311,6 +312,7 @@ def test_the_composite_compiles_once_for_all_sizes(dropout_p):
                 torch.testing.assert_close(out, attend(query, *key_value.chunk(2, -1), backend='reference'))
 
 
+@exports
 @pytest.mark.parametrize('kernel_size', [3, 7])
 def test_onnx_for_all_sizes(tmp_path, kernel_size):
     onnxruntime = pytest.importorskip('onnxruntime')

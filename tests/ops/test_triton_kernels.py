@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', '3.3', reason='compiles where no GPU is in the way of Triton 3.3 and later')
 
 
 def test_the_kernels_compile_without_spills_and_load_128_bits():

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit.engine.export import Exportable, _adaptive_average_pool, export_onnx
 from mmsimvit.engine.models import ModelError
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, exports, run
 from tools.export_onnx import main
 
 onnx = pytest.importorskip('onnx')
@@ -57,6 +57,7 @@ def image(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
+@exports
 @pytest.mark.parametrize('case', CASES)
 def test_files_hold_for_other_sizes(case, tmp_path):
     model = build(config_of(case, tmp_path)).eval()
@@ -81,6 +82,7 @@ def test_files_hold_for_other_sizes(case, tmp_path):
     assert [out.name for out in session.get_outputs()] == names
 
 
+@exports
 def test_the_tool_exports_a_backbone_of_a_checkpoint(tmp_path):
     config = config_of('retinanet', tmp_path)
     with config.open('a') as file:
@@ -114,6 +116,7 @@ def test_pooling_by_matrix_products_is_that_of_torch(size):
     torch.testing.assert_close(_adaptive_average_pool(pool, x), pool(x))
 
 
+@exports
 def test_a_file_that_computes_something_else_is_not_left(tmp_path, monkeypatch):
     config = config_of('classifier', tmp_path)
     monkeypatch.setattr('tools.export_onnx.compare', lambda *_: [float('nan')])
@@ -122,6 +125,7 @@ def test_a_file_that_computes_something_else_is_not_left(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['classifier.py']
 
 
+@exports
 def test_without_onnxruntime_the_file_is_written_unseen(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     main([str(config_of('classifier', tmp_path)), '--out', str(tmp_path / 'm.onnx'), '--static', '--shape', '32', '32'])
