@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ if not torch.cuda.is_available():
 from mmsimvit import generate_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
+SETUPTOOLS = Path(importlib.util.find_spec('setuptools').origin).parent
 SETTINGS = dict(num_training=8, num_validation=3, image_size=64)
 # Between the two nothing was tried.
 exports = pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.11'),
@@ -37,9 +39,13 @@ def run(*command, cwd, code=0, site=()):
 
     With ``site``, these folders stand for all that is installed: no site-packages are looked at, nor editable installations.
     """
-    isolated = dict(env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, site))}) if site else {}
-    result = subprocess.run([sys.executable, *(['-S'] if site else []), *map(str, command)], cwd=cwd, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **isolated)
+    with tempfile.TemporaryDirectory() as folder:
+        # mmengine imports it; from Python 3.12 on setuptools brings it, but only where site-packages are looked at.
+        Path(folder, 'distutils').symlink_to(SETUPTOOLS / '_distutils')
+        path = [*map(str, site), *([folder] if sys.version_info >= (3, 12) else [])]
+        isolated = dict(env={**os.environ, 'PYTHONPATH': os.pathsep.join(path)}) if site else {}
+        result = subprocess.run([sys.executable, *(['-S'] if site else []), *map(str, command)], cwd=cwd, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **isolated)
     assert result.returncode == code, result.stdout[-3000:]
     return result.stdout
 

@@ -30,11 +30,13 @@ STACKS = {'upstream': 'requirements.txt', 'onedl': 'requirements-onedl.txt'}
 # Pages of wheels that mmcv's publishers built, by the version of torch and its build (cpu, cu126 ...).
 PUBLISHED = {'mmcv': 'https://download.openmmlab.com/mmcv/dist/{build}/torch{torch}/index.html',
              'onedl-mmcv': 'https://mmwheels.onedl.ai/{build}-torch{digits}/index.html'}
-# An installation that was cut leaves packages of which pip believes that they are there.
+# An installation that was cut leaves packages of which pip believes that they are there. From Python 3.12 on, package.files is
+# without what is missing.
 PROBE = '''
-import importlib.metadata, pip, platform, sys
+import csv, importlib.metadata, pip, platform, sys
 for package in importlib.metadata.distributions():
-    if not package.files or not all(package.locate_file(file).exists() for file in package.files if file.suffix != '.pyc'):
+    files = [row[0] for row in csv.reader((package.read_text('RECORD') or '').splitlines()) if row]
+    if not files or not all(package.locate_file(file).exists() for file in files if not file.endswith('.pyc')):
         sys.exit(f'{package.name} is not whole')
 print(platform.python_version())
 '''

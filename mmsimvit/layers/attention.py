@@ -2,6 +2,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.backends import is_exporting
+
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Tensor | None = None,
                          dropout_p: float = 0.0) -> Tensor:
@@ -24,5 +26,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
         if bias.requires_grad and query.device.type == 'cpu' and dropout_p == 0 and not torch.compiler.is_compiling():
             logits = (query * query.shape[-1]**-0.5) @ key.transpose(-2, -1)
             return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        if is_exporting():  # torch 2.13 would take one bias for all images as a sign that there is never one image
+            bias = bias.expand(query.shape[0], *bias.shape[1:])
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_p)
     return out.transpose(1, 2).flatten(2)

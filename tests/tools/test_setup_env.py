@@ -82,7 +82,7 @@ def test_a_package_that_is_not_whole_is_found_out(script, setup):
 @pytest.mark.parametrize(('stack', 'mmcv'), [('upstream', 'mmcv==2.1.0'), ('onedl', 'onedl-mmcv==2.3.6')])
 def test_requirements_name_what_the_script_looks_for(script, stack, mmcv):
     requirements = script.read_requirements(stack)
-    assert {'torch==2.11.0', 'torchvision==0.26.0', mmcv, 'pytest', 'ruff'} <= set(requirements)
+    assert {'torch==2.11.0', 'torchvision==0.26.0', mmcv, 'pytest'} <= set(requirements)
     setup = script.Setup(script.ROOT, requirements)
     assert setup.mmcv == mmcv
     assert mmcv.split('==')[0] in script.PUBLISHED
