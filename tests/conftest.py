@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 from mmsimvit import generate_shapes
+from mmsimvit.stacks import ONEDL, installed_stack
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = Path(importlib.util.find_spec('setuptools').origin).parent
@@ -48,6 +49,14 @@ def run(*command, cwd, code=0, site=()):
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, **isolated)
     assert result.returncode == code, result.stdout[-3000:]
     return result.stdout
+
+
+def base_of(name):
+    """What to inherit a config of a library from, ``mmseg::upernet/...``; the forked mmengine finds no package of that name."""
+    library, path = name.split('::')
+    if library == 'mmseg' and installed_stack() is ONEDL:
+        return str(Path(importlib.util.find_spec(library).origin).parent / '.mim/configs' / path)
+    return name
 
 
 def load_tool(path):

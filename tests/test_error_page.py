@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, base_of, run
 
 PAGE = ' '.join((ROOT / 'docs/errors.md').read_text().split())
 
@@ -50,7 +50,7 @@ def test_the_arguments_of_another_backbone(base, wrong, argument, cured, tmp_pat
              f'cfg = Config.fromfile({str(config)!r})\n'
              'with DefaultScope.overwrite_default_scope(cfg.default_scope):\n'
              '    print(type(MODELS.build(cfg.model).backbone).__name__)')
-    start = f"_base_ = '{base}'\ncustom_imports = dict(imports=['mmsimvit'])\n"
+    start = f"_base_ = '{base_of(base)}'\ncustom_imports = dict(imports=['mmsimvit'])\n"
     config.write_text(f'{start}model = dict({wrong})')
     error = run('-c', build, cwd=tmp_path, code=1).strip().splitlines()[-1]
     assert error == f"TypeError: SimViT.__init__() got an unexpected keyword argument '{argument}'"

@@ -140,7 +140,7 @@ CONVERTED = convert_state_dict('simvit', PUBLISHED)
 OURS = dict(zip(PUBLISHED, CONVERTED))
 
 
-@settings(quick, max_examples=50)
+@settings(quick, max_examples=25)
 @given(names=st.lists(st.sampled_from(sorted(PUBLISHED)), unique=True, max_size=12), prefix=st.sampled_from(['', 'module.']),
        backbone=st.booleans(), wrapper=st.sampled_from([None, 'model', 'state_dict', 'model_ema']),
        strange=st.dictionaries(st.text(max_size=12), anything, max_size=4))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT, options
+from tests.conftest import ROOT, base_of, options
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 FENCE = re.compile(r'(?P<before>.*?)^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```\n', re.M | re.S)
@@ -84,7 +84,7 @@ def test_what_a_page_shows_runs(page, sandbox):
             continue
         if block.fragment_of:
             file = sandbox / 'fragment.py'
-            of = block.fragment_of if '::' in block.fragment_of else str(ROOT / 'configs' / block.fragment_of)
+            of = base_of(block.fragment_of) if '::' in block.fragment_of else str(ROOT / 'configs' / block.fragment_of)
             base = '' if '_base_' in block.code else f'_base_ = {of!r}\n'
             file.write_text(base + block.code)
             command = [sys.executable, '-c', FRAGMENT.format(file=str(file))]

@@ -41,7 +41,7 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
 
     Raises:
         ConfigError: if there is no such config.
-        ModelError: if it has no model, or one whose parts do not fit together.
+        ModelError: if it has no model.
         SystemExit: if its library is not installed.
     """
     cfg = load_config(args)
@@ -51,9 +51,7 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's Runner does
     MMLogger.get_instance('model').setLevel('WARNING')  # it becomes the current one: no line for each parameter
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        model = MODELS.build(cfg.model)
-    check_channels(model)
-    return cfg, model
+        return cfg, MODELS.build(cfg.model)
 
 
 def check_channels(model: nn.Module) -> None:
