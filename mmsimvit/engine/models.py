@@ -65,30 +65,30 @@ def check_channels(model: nn.Module) -> None:
         return
     widths = list(backbone.out_channels)
     neck: Any = getattr(model, 'neck', None)
-    if neck is not None and hasattr(neck, 'in_channels'):
-        _compare_channels(backbone, 'neck', neck.in_channels, widths)
+    if neck is not None and isinstance(getattr(neck, 'in_channels', None), (list, tuple)):
+        if not set(neck.in_channels) <= set(widths):  # some necks take them from the last to the first, or not all
+            raise _other_channels(backbone, 'neck', neck.in_channels, widths)
     elif is_a(model, 'BaseClassifier'):
-        if neck is None or type(neck).__name__ == 'GlobalAveragePooling':
-            _compare_channels(backbone, 'head', getattr(model.head, 'in_channels', None), widths[-1])
+        given = getattr(model.head, 'in_channels', None)
+        if type(neck).__name__ in ('NoneType', 'GlobalAveragePooling') and isinstance(given, int) and given != widths[-1]:
+            raise _other_channels(backbone, 'head', given, widths[-1])
     elif neck is None:
         for name in ('decode_head', 'auxiliary_head'):
             found: Any = getattr(model, name, None)
-            heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found] if found else []
+            heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
             for head in heads:
-                indices = head.in_index if isinstance(head.in_index, (list, tuple)) else [head.in_index]
-                chosen = [widths[i] for i in indices if -len(widths) <= i < len(widths)]
-                if chosen:
-                    # Of maps that are concatenated the head knows the sum.
-                    _compare_channels(backbone, name, head.in_channels,
-                                      chosen if isinstance(head.in_channels, (list, tuple)) else sum(chosen))
+                index, given = getattr(head, 'in_index', None), getattr(head, 'in_channels', None)
+                if isinstance(index, int) and isinstance(given, int) and -len(widths) <= index < len(widths):
+                    if given != widths[index]:
+                        raise _other_channels(backbone, name, given, widths[index])
+                elif isinstance(index, (list, tuple)) and isinstance(given, (list, tuple)) and not set(given) <= set(widths):
+                    raise _other_channels(backbone, name, given, [widths[i] for i in index if i < len(widths)])
 
 
-def _compare_channels(backbone: PyramidBackbone, name: str, given: object, fitting: int | list[int]) -> None:
-    if isinstance(given, (list, tuple)):
-        given = list(given)
-    if isinstance(given, type(fitting)) and given != fitting:
-        raise ModelError(f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have '
-                         f'{fitting} channels: {name}=dict(in_channels={fitting})')
+def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: int | list[int]) -> ModelError:
+    given = list(given) if isinstance(given, tuple) else given
+    return ModelError(f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have {fitting} '
+                      f'channels: {name}=dict(in_channels={fitting})')
 
 
 def image_channels(model: nn.Module) -> int:

@@ -1,8 +1,11 @@
 """Whether the parts of a model fit together is said before anything is computed."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from mmsimvit import find_config
 from mmsimvit.engine.models import ModelError, check_channels
@@ -38,6 +41,22 @@ def test_widths_that_do_not_fit_are_named_with_those_that_do(name, changes, mess
                                   'upernet_gcvit_t_ade20k', 'simvit_t_imagenet', 'semfpn_r18_camvid'])
 def test_widths_that_fit_are_not_refused(name):
     check_channels(build(name))
+
+
+@pytest.mark.parametrize('parts', [
+    dict(neck=dict(in_channels=[256, 160, 64])),  # as YOLOv3's, from the last map to the first
+    dict(neck=dict(in_channels=99)),  # of one map, whichever
+    dict(decode_head=dict(in_channels=99)),  # as Mask2Former's, without in_index
+    dict(decode_head=dict(in_index=[0, 3], in_channels=288)),  # their sum, as where maps are concatenated
+    dict(decode_head=dict(in_index=7, in_channels=99)),  # which MMSegmentation itself refuses
+    dict(decode_head=dict(in_index=-1, in_channels=256), auxiliary_head=None),
+])
+def test_what_may_be_right_is_not_refused(parts):
+    with torch.device('meta'):
+        model = nn.ModuleDict(dict(backbone=MODELS.build(dict(type='SimViT', arch='micro'))))
+    for name, settings in parts.items():
+        setattr(model, name, settings and SimpleNamespace(**settings))
+    check_channels(model)
 
 
 def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
