@@ -2,7 +2,7 @@ _base_ = [
     './_base_/models/retinanet_simvit_micro_small_heads.py', './_base_/datasets/custom_coco.py',
     './_base_/schedules/adamw_cosine.py', './_base_/detection_runtime.py'
 ]
-# Your own data in COCO format, boxes alone: copy this file, and change these lines.
+# Your own data in COCO format, boxes alone: copy this config (mmsimvit.copy_config), and change these lines.
 data_root = 'data/custom'
 train_ann_file, train_images = 'annotations/instances_train.json', 'train/'  # both in data_root
 val_ann_file, val_images = 'annotations/instances_val.json', 'val/'

@@ -2,7 +2,7 @@ _base_ = [
     './_base_/models/semfpn_simvit_micro_small_heads.py', './_base_/schedules/adamw_cosine.py',
     './_base_/segmentation_runtime.py'
 ]
-# Your own images and index masks of the same names: copy this file, and change these lines.
+# Your own images and index masks of the same names: copy this config (mmsimvit.copy_config), and change these lines.
 data_root = 'data/custom'
 train_images, train_masks = 'img_dir/train', 'ann_dir/train'  # both in data_root
 val_images, val_masks = 'img_dir/val', 'ann_dir/val'

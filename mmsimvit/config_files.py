@@ -35,11 +35,11 @@ def find_config(name: str) -> str:
 
 
 def copy_config(name: str, path: str) -> str:
-    """Copy a config to where it can be changed; what it inherits from stays where it is.
+    """Copy a config of this project to where it can be changed; what it inherits from stays where it is.
 
     Args:
         name: as for ``find_config``.
-        path: the new file.
+        path: the new file, in a folder that is made if need be.
 
     Returns:
         The path of the copy.
@@ -54,5 +54,6 @@ def copy_config(name: str, path: str) -> str:
     def absolute(match: re.Match[str]) -> str:
         return re.sub(r"'(\.\.?/[^']+)'", lambda found: repr((source.parent / found[1]).resolve().as_posix()), match[0])
 
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(re.sub(r'^_base_ = (\[[^]]*]|.*)', absolute, source.read_text(), count=1, flags=re.M))
     return path

@@ -177,10 +177,9 @@ class Predictor:
             logger.removeFilter(_is_of_use)
         self.model = self.inferencer.model
         found = match(self.model, strip_module(as_mmengine_reads(content)))
-        if found.matched < found.total:
-            problems = found.problems() or f'it lacks {", ".join(found.added[:3])}'
-            raise CheckpointError(f'checkpoint {checkpoint} gives {found.matched} of the {found.total} parameters of '
-                                  f'{type(self.model).__name__}: {problems}; is it of this config?')
+        if found.matched == 0:
+            raise CheckpointError(f'checkpoint {checkpoint} gives none of the {found.total} parameters of '
+                                  f'{type(self.model).__name__}: {found.problems()}; is it of this config?')
         if not found.complete:
             print_log(f'warning: the checkpoint gives {found.matched} of {found.total} parameters; {found.problems()}')
         self.classes, palette = find_classes(self.model, content.get('meta') or {}, cfg.test_dataloader.dataset)

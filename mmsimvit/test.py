@@ -23,6 +23,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--show-dir', metavar='DIR',
                         help='draw the predictions into this folder; MMDetection puts it under the work dir and its time stamp')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, where the library has it')
+    parser.add_argument('--allow-partial', action='store_true',
+                        help='test a checkpoint that lacks parameters of the model, too, or has some of another shape')
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -34,7 +36,7 @@ def configure(args: argparse.Namespace) -> Config:
         CheckpointError: if the checkpoint is missing, cut short or no checkpoint.
         SystemExit: for an option that the config does not support.
     """
-    cfg = load_config(args, whole=True)
+    cfg = load_config(args, whole=not args.allow_partial)
     cfg.load_from = args.checkpoint
     load_file(args.checkpoint)  # for its errors, which name the file
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):

@@ -9,21 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.runner import set_random_seed
-from mmengine.utils import digit_version
 
 # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, which torch leaves to others.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
 from mmsimvit import generate_shapes
+from mmsimvit.engine.export import EXPORTS
 from mmsimvit.stacks import ONEDL, installed_stack
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = Path(importlib.util.find_spec('setuptools').origin).parent
 SETTINGS = dict(num_training=8, num_validation=3, image_size=64)
-# Between the two nothing was tried.
-exports = pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.11'),
-                             reason='torch 2.6 cannot export most models for images of any size, 2.11 can')
+exports = pytest.mark.skipif(not EXPORTS, reason='torch 2.6 cannot export most models for images of any size, 2.11 can')
 
 
 def options(**changes):

@@ -56,7 +56,7 @@ def test_names_are_of_one_config_each():
 @pytest.mark.parametrize('name', ['maskrcnn_simvit_micro_custom', 'semfpn_simvit_micro_custom', 'lit_b_imagenet'])
 def test_a_copy_is_the_same_config_anywhere(name, tmp_path):
     """What "copy the file" of the docs means, with the bases where they are."""
-    copy = copy_config(name, str(tmp_path / 'mine.py'))
+    copy = copy_config(name, str(tmp_path / 'new/mine.py'))
     assert Config.fromfile(copy).to_dict() == Config.fromfile(find_config(name)).to_dict()
     with pytest.raises(ConfigError, match=r'mine.py exists already'):
         copy_config(name, copy)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.model import revert_sync_batchnorm
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
@@ -20,6 +21,7 @@ from .models import ModelError, image_channels, is_a
 PARTS = ('backbone', 'neck', 'model')
 INSTALL = 'pip install onnx onnxruntime onnxscript'
 MIN_SIZE = 33  # below, the last map has one row or column, for which tracing would make a case of its own
+EXPORTS = digit_version(torch.__version__) >= digit_version('2.11')  # between it and 2.6 nothing was tried
 TO_THE_END = 2**62  # of an axis, for ONNX's Slice
 
 
@@ -108,9 +110,9 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
             assert program is not None  # torch gives it where it gets no file
     except Exception as error:  # of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        advice = '' if EXPORTS else '; torch 2.6 cannot export most models, use 2.11 or later'
         raise ModelError(f'{name} cannot be exported for {"this image" if static else "images of any size; try --static"}: '
-                         f'{lines[0]} (this is torch {torch.__version__}; that of 2.6 cannot export most models, 2.11 can)'
-                         ) from error
+                         f'{lines[0]}{advice}') from error
     program.model.metadata_props.update(
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()})
 

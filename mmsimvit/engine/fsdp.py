@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from ..backbones import PyramidBackbone
+from .models import check_channels
 
 
 @FUNCTIONS.register_module()
@@ -56,6 +57,12 @@ class ShardedStrategy(FSDPStrategy):
         optimizer = self.optim_wrapper.optimizer
         self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=optimizer, optim_state_dict=state_dict))
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """As mmengine does, after which the widths of backbone, neck and heads are compared."""
+        built = super().build_model(model)
+        check_channels(built)
+        return built
 
     def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict,
                             model: nn.Module | None = None) -> OptimWrapper:

@@ -24,7 +24,8 @@ class CheckpointMatchHook(Hook):
     """Refuse a checkpoint that gives nothing to the model, which mmengine would only warn of; report a partial one.
 
     Args:
-        whole: refuse a partial one too, as ``mmsimvit.test`` does: what is tested would be random in part.
+        whole: refuse a partial one too, as ``mmsimvit.test`` does, for what is tested would be random in part; auxiliary heads
+            may be missing.
 
     Raises:
         CheckpointError: if no parameter of the model is in the checkpoint in its shape, or, with ``whole`` and to resume from,
@@ -62,10 +63,11 @@ class CheckpointMatchHook(Hook):
         if runner._resume and not found.complete:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: it gives {found.matched} of '
                                   f'{found.total} parameters; {found.problems()}; is it of this config?')
-        if self.whole and found.matched < found.total:
-            problems = found.problems() or f'it lacks {", ".join(found.added[:3])}'
+        # An auxiliary head is for training, and published checkpoints are often without.
+        if self.whole and (found.reshaped or any(not name.startswith('auxiliary_head') for name in found.missing)):
             raise CheckpointError(f'checkpoint {runner._load_from} gives {found.matched} of the {found.total} parameters of '
-                                  f'{type(model).__name__}; {problems}; is it of this config?')
+                                  f'{type(model).__name__}; {found.problems()}; is it of this config? If the rest may be '
+                                  'random, or is renamed or resized when it is loaded: --allow-partial')
         log = runner.logger.info if found.complete else runner.logger.warning
         log(f'the checkpoint gives {found.matched} of {found.total} parameters'
             f'{"" if found.complete else "; " + found.problems()}')

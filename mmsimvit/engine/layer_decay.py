@@ -112,14 +112,14 @@ def describe_param_groups(optim_wrapper: OptimWrapper) -> str:
 
 
 def _find_backbones(model: nn.Module, decay_rate: float) -> dict[str, BaseModule]:
-    """The outermost modules called ``backbone``, by the prefix of their parameters' names; none if depths are not needed."""
+    """The outermost modules called ``backbone``, by the prefix of their parameters' names; below 1 they must have depths."""
     found: dict[str, BaseModule] = {}
     for name, module in model.named_modules():
         if name.split('.')[-1] == 'backbone' and not name.startswith(tuple(found)):
             found[f'{name}.'] = module
     lacking = next((module for module in found.values() if not hasattr(module, 'get_layer_depth')), None)
-    if decay_rate == 1 and (lacking is not None or not found):
-        return {}
+    if decay_rate == 1:
+        return found
     if lacking is not None:
         raise ValueError(
             f'{type(lacking).__module__}.{type(lacking).__name__} has no get_layer_depth(param_name, prefix), by which layers '
@@ -132,12 +132,12 @@ def _find_backbones(model: nn.Module, decay_rate: float) -> dict[str, BaseModule
 
 
 def _get_layer_depth(backbones: Mapping[str, BaseModule], name: str) -> tuple[int, int]:
+    if not backbones or not all(hasattr(backbone, 'get_layer_depth') for backbone in backbones.values()):
+        return 0, 1  # all rates are equal
     for prefix, backbone in backbones.items():
         if name.startswith(prefix):
             # Whatever lies before it (a student's or teacher's name): MMPreTrain's ResNet knows this prefix alone.
             return backbone.get_layer_depth(f'backbone.{name.removeprefix(prefix)}', 'backbone.')
-    if not backbones:
-        return 0, 1
     _, num_layers = next(iter(backbones.values())).get_layer_depth('head', 'backbone.')
     return num_layers - 1, num_layers
 

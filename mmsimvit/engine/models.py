@@ -78,11 +78,14 @@ def check_channels(model: nn.Module) -> None:
             heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
             for head in heads:
                 index, given = getattr(head, 'in_index', None), getattr(head, 'in_channels', None)
-                if isinstance(index, int) and isinstance(given, int) and -len(widths) <= index < len(widths):
-                    if given != widths[index]:
-                        raise _other_channels(backbone, name, given, widths[index])
-                elif isinstance(index, (list, tuple)) and isinstance(given, (list, tuple)) and not set(given) <= set(widths):
-                    raise _other_channels(backbone, name, given, [widths[i] for i in index if i < len(widths)])
+                # Where the maps are too few for it, the head itself says so.
+                one = isinstance(index, int) and isinstance(given, int) and -len(widths) <= index < len(widths)
+                several = isinstance(index, (list, tuple)) and isinstance(given, (list, tuple)) and set(index) <= set(
+                    range(len(widths)))
+                if one and given != widths[index]:
+                    raise _other_channels(backbone, name, given, widths[index])
+                if several and not set(given) <= set(widths):
+                    raise _other_channels(backbone, name, given, [widths[i] for i in index])
 
 
 def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: int | list[int]) -> ModelError:

@@ -20,11 +20,6 @@ class _Mended:
         check_pipelines(loader.dataset)
         return loader
 
-    def build_model(self, model: nn.Module | dict) -> nn.Module:
-        built = super().build_model(model)  # type: ignore[misc]
-        check_channels(built)
-        return built
-
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
         # mmengine keeps visualizers by their names, and the configs of all three libraries have one name for theirs: a second
         # run in a process would get that of the first, and log into its folder.
@@ -34,7 +29,12 @@ class _Mended:
 
 
 class CheckedDataRunner(_Mended, Runner):
-    """mmengine's Runner, with errors of data loading that name the file."""
+    """mmengine's Runner, with errors of data loading that name the file, and of widths that say what fits."""
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        built = super().build_model(model)
+        check_channels(built)
+        return built
 
 
 class CheckedDataFlexibleRunner(_Mended, FlexibleRunner):

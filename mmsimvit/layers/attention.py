@@ -22,11 +22,11 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     if bias is not None:
         bias = bias[None].to(query.dtype)  # autocast leaves that of parameters as it is; three dimensions have no fast kernel
-        # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole.
-        if bias.requires_grad and query.device.type == 'cpu' and dropout_p == 0 and not torch.compiler.is_compiling():
+        # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole. To
+        # export, versions of torch take one bias for all images as a sign that there is never one image.
+        if dropout_p == 0 and (is_exporting() or (bias.requires_grad and query.device.type == 'cpu'
+                                                  and not torch.compiler.is_compiling())):
             logits = (query * query.shape[-1]**-0.5) @ key.transpose(-2, -1)
             return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        if is_exporting():  # torch 2.13 would take one bias for all images as a sign that there is never one image
-            bias = bias.expand(query.shape[0], *bias.shape[1:])
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_p)
     return out.transpose(1, 2).flatten(2)

@@ -207,7 +207,7 @@ def test_bad_files_end_with_one_line(untrained, images, tmp_path):
         ((tmp_path / 'none', made.config, made.checkpoint), 'none has no images in it; their names must end in .jpg'),
         ((images, tmp_path / 'nowhere.py', made.checkpoint), 'nowhere.py does not exist'),
         ((images, made.config, tmp_path / 'nowhere.pth'), 'nowhere.pth does not exist'),
-        ((images, made.config, tmp_path / 'other.pth'), 'other.pth gives 0 of the'),
+        ((images, made.config, tmp_path / 'other.pth'), 'other.pth gives none of the'),
     ):
         with pytest.raises(SystemExit) as error:
             main([str(given), str(config), str(checkpoint), '--out-dir', str(tmp_path / 'out'), '--device', 'cpu'])
