@@ -49,6 +49,14 @@ def run(*command, cwd, code=0, site=()):
     return result.stdout
 
 
+def refusal(main, *words, cwd):
+    """What a command line, called in this process, ends with."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.chdir(cwd)
+        main([*map(str, words)])
+    return str(error.value)
+
+
 def base_of(name):
     """What to inherit a config of a library from, ``mmseg::upernet/...``; the forked mmengine finds no package of that name."""
     library, path = name.split('::')

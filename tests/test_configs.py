@@ -1,5 +1,4 @@
 """Every config in configs/ trains and evaluates: real heads, losses and pipelines, on small generated images."""
-import json
 import math
 
 import pytest
@@ -17,7 +16,6 @@ from tests.conftest import ROOT, SETTINGS, load_tool
 
 model_zoo = load_tool(ROOT / 'tools/model_zoo.py')
 CONFIGS = [path.relative_to(ROOT / 'configs').as_posix() for path in model_zoo.config_files()]
-COUNTS = json.loads((ROOT / 'docs/model_zoo.json').read_text())
 SPLITS = dict(train='training', val='validation', test='validation')
 ARCHS = {backbone.__name__: backbone.arch_zoo for backbone in PyramidBackbone.__subclasses__()}
 LOSSES = {
@@ -126,7 +124,6 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     cfg = Config.fromfile(ROOT / 'configs' / name)
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
-    assert model_zoo.count(ROOT / 'configs' / name) == COUNTS[name], 'after a change of models, run python tools/model_zoo.py'
     on_generated_images(cfg)
     cfg.update(work_dir=str(tmp_path), experiment_name=name.replace('/', '_'), randomness=dict(seed=0), log_level='WARNING')
     runner, watch = Runner.from_cfg(cfg), Watch()

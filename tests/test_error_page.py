@@ -45,19 +45,25 @@ HEADS = 'decode_head=dict(in_channels=[64, 128, 320, 512]), auxiliary_head=dict(
     ('mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py', f"backbone=dict(_delete_=True, type='SimViT'), {HEADS}",
      'pretrained', f"pretrained=None, backbone=dict(_delete_=True, type='SimViT'), {HEADS}")])
 def test_the_arguments_of_another_backbone(base, wrong, argument, cured, tmp_path):
-    config = tmp_path / 'config.py'
-    build = ('from mmengine.config import Config; from mmengine.registry import MODELS, DefaultScope\n'
-             f'cfg = Config.fromfile({str(config)!r})\n'
-             'with DefaultScope.overwrite_default_scope(cfg.default_scope):\n'
-             '    print(type(MODELS.build(cfg.model).backbone).__name__)')
     start = f"_base_ = '{base_of(base)}'\ncustom_imports = dict(imports=['mmsimvit'])\n"
-    config.write_text(f'{start}model = dict({wrong})')
-    error = run('-c', build, cwd=tmp_path, code=1).strip().splitlines()[-1]
+    for name, model in dict(wrong=wrong, cured=cured).items():
+        (tmp_path / f'{name}.py').write_text(f'{start}model = dict({model})')
+    out = run('-c', '''
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+for name in ('wrong.py', 'cured.py'):
+    cfg = Config.fromfile(name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        try:
+            print(type(MODELS.build(cfg.model).backbone).__name__)
+        except TypeError as error:
+            print(f'TypeError: {error}')
+''', cwd=tmp_path)
+    error, backbone = [line for line in out.splitlines() if 'SimViT' in line]
     assert error == f"TypeError: SimViT.__init__() got an unexpected keyword argument '{argument}'"
     assert f"'{argument}'" in PAGE
     assert error.split("'")[0] in PAGE
-    config.write_text(f'{start}model = dict({cured})')
-    assert run('-c', build, cwd=tmp_path).strip().splitlines()[-1] == 'SimViT'
+    assert backbone == 'SimViT'
 
 
 def test_widths_of_another_backbone():

@@ -28,8 +28,13 @@ def test_index_has_every_published_setting_once():
 
 
 def test_every_config_is_counted():
-    """The counts themselves are checked by the tests of configs."""
     assert sorted(COUNTS) == [path.relative_to(ROOT / 'configs').as_posix() for path in model_zoo.config_files()], WRITE
+
+
+@pytest.mark.pages
+@pytest.mark.parametrize('name', sorted(COUNTS))
+def test_the_counts_are_fresh(name):
+    assert model_zoo.count(ROOT / 'configs' / name) == COUNTS[name], WRITE
 
 
 def test_the_page_and_the_index_are_fresh():

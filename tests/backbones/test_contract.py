@@ -203,11 +203,12 @@ def test_first_gradients_of_padded_images_are_those_of_whole_ones(build):
 
 
 # The compiler takes long: stages that repeat what is compiled are left out, and backbones that have nothing new to it.
-@pytest.mark.parametrize(('name', 'out_indices'), [('SimViT', (0, 1, 2, 3)), ('GCViT', (0, 1))], ids=['SimViT', 'GCViT'])
-def test_compiles_to_one_graph_for_any_size(name, out_indices):
+@pytest.mark.parametrize(('name', 'out_indices', 'backend'), [
+    ('SimViT', (0, 1, 2, 3), 'aot_eager'), ('GCViT', (0, 1), 'eager')], ids=['SimViT', 'GCViT'])
+def test_compiles_to_one_graph_for_any_size(name, out_indices, backend):
     torch.manual_seed(0)
     model = BACKBONES[name][0](drop_path_rate=0.0, out_indices=out_indices).double()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
     for size in ((64, 64), (71, 130)):
         results = []
         for function in (compiled, model):

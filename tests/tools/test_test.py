@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from mmsimvit.test import configure, parse_args
-from tests.conftest import ROOT, options, run
+from mmsimvit.test import configure, main, parse_args
+from tests.conftest import ROOT, options, refusal, run
 
 DETECTION = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
 LOOPS = '''
@@ -113,9 +113,7 @@ def test_a_checkpoint_of_another_detector_ends_with_one_line(untrained, workspac
     weights = torch.load(untrained)['state_dict']
     backbone = {name: tensor for name, tensor in weights.items() if name.startswith('backbone')}
     torch.save(dict(state_dict=backbone), tmp_path / 'other.pth')
-    out = run(ROOT / 'tools/test.py', DETECTION, tmp_path / 'other.pth', '--work-dir', tmp_path, *options(),
-              cwd=workspace, code=1)
-    last = out.splitlines()[-1]
+    last = refusal(main, DETECTION, tmp_path / 'other.pth', '--work-dir', tmp_path, *options(), cwd=workspace)
     assert re.match(r'error: checkpoint .*other.pth gives \d+ of the \d+ parameters of MaskRCNN; \d+ missing .*config\?', last)
     out = run(ROOT / 'tools/test.py', DETECTION, tmp_path / 'other.pth', '--work-dir', tmp_path, '--allow-partial', *options(),
               cwd=workspace)
@@ -132,8 +130,8 @@ def test_bad_options_end_with_one_line(untrained, workspace, tmp_path):
         ([untrained, '--out', 'out.json'], 'must end in .pkl or .pickle, got out.json'),
         ([untrained, '--tta'], 'merges augmented boxes but not masks'),
     ):
-        out = run(ROOT / 'tools/test.py', DETECTION, *words, cwd=workspace, code=1)
-        assert out.splitlines()[-1].startswith('error: ')
+        out = refusal(main, DETECTION, *words, cwd=workspace)
+        assert out.startswith('error: ')
         assert message in out
 
 

@@ -4,8 +4,8 @@ import signal
 import pytest
 import torch
 
-from mmsimvit.train import configure, parse_args
-from tests.conftest import ROOT, options, run
+from mmsimvit.train import configure, main, parse_args
+from tests.conftest import ROOT, options, refusal, run
 
 CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
 TRAIN = ROOT / 'tools/train.py'
@@ -60,17 +60,14 @@ def test_options_that_cannot_be_met_end_with_one_line(workspace, tmp_path):
     if not torch.cuda.is_available():
         assert run(TRAIN, CONFIG, '--amp', cwd=workspace, code=1) == (
             'error: --amp needs a GPU, and none was found; train without it\n')
-    out = run(TRAIN, CONFIG, '--resume', 'nowhere.pth', cwd=workspace, code=1)
-    assert out == 'error: checkpoint nowhere.pth does not exist\n'
+    assert refusal(main, CONFIG, '--resume', 'nowhere.pth', cwd=workspace) == 'error: checkpoint nowhere.pth does not exist'
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 cut')
-    out = run(TRAIN, CONFIG, '--cfg-options', f'load_from={tmp_path}/cut.pth', cwd=workspace, code=1)
+    out = refusal(main, CONFIG, '--cfg-options', f'load_from={tmp_path}/cut.pth', cwd=workspace)
     assert f'error: checkpoint {tmp_path}/cut.pth cannot be read, it may have been cut short' in out
     (tmp_path / 'bare.py').write_text(f'_base_ = {str(CONFIG)!r}\nauto_scale_lr = dict(_delete_=True)\n')
-    out = run(TRAIN, tmp_path / 'bare.py', '--auto-scale-lr', cwd=workspace, code=1)
+    out = refusal(main, tmp_path / 'bare.py', '--auto-scale-lr', cwd=workspace)
     assert 'needs auto_scale_lr.base_batch_size' in out
-    out = run(TRAIN, 'nowhere.py', cwd=workspace, code=1)
-    assert out.splitlines()[-1].startswith('error: ')
-    assert 'nowhere.py' in out
+    assert refusal(main, 'nowhere.py', cwd=workspace).startswith('error: config nowhere.py')
 
 
 def test_missing_pretrained_weights_stop_the_training_at_once(workspace, tmp_path):
