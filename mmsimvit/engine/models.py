@@ -65,13 +65,15 @@ def check_channels(model: nn.Module) -> None:
         return
     widths = list(backbone.out_channels)
     neck: Any = getattr(model, 'neck', None)
+    given: Any
+    index: Any
     if neck is not None and isinstance(getattr(neck, 'in_channels', None), (list, tuple)):
         if not set(neck.in_channels) <= set(widths):  # some necks take them from the last to the first, or not all
-            raise _other_channels(backbone, 'neck', neck.in_channels, widths)
+            raise ModelError(_other_channels(backbone, 'neck', neck.in_channels, widths))
     elif is_a(model, 'BaseClassifier'):
         given = getattr(model.head, 'in_channels', None)
         if type(neck).__name__ in ('NoneType', 'GlobalAveragePooling') and isinstance(given, int) and given != widths[-1]:
-            raise _other_channels(backbone, 'head', given, widths[-1])
+            raise ModelError(_other_channels(backbone, 'head', given, widths[-1]))
     elif neck is None:
         for name in ('decode_head', 'auxiliary_head'):
             found: Any = getattr(model, name, None)
@@ -83,15 +85,15 @@ def check_channels(model: nn.Module) -> None:
                 several = isinstance(index, (list, tuple)) and isinstance(given, (list, tuple)) and set(index) <= set(
                     range(len(widths)))
                 if one and given != widths[index]:
-                    raise _other_channels(backbone, name, given, widths[index])
+                    raise ModelError(_other_channels(backbone, name, given, widths[index]))
                 if several and not set(given) <= set(widths):
-                    raise _other_channels(backbone, name, given, [widths[i] for i in index])
+                    raise ModelError(_other_channels(backbone, name, given, [widths[i] for i in index]))
 
 
-def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: int | list[int]) -> ModelError:
+def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: int | list[int]) -> str:
     given = list(given) if isinstance(given, tuple) else given
-    return ModelError(f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have {fitting} '
-                      f'channels: {name}=dict(in_channels={fitting})')
+    return (f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have {fitting} channels: '
+            f'{name}=dict(in_channels={fitting})')
 
 
 def image_channels(model: nn.Module) -> int:

@@ -32,6 +32,7 @@ class CheckedDataRunner(_Mended, Runner):
     """mmengine's Runner, with errors of data loading that name the file, and of widths that say what fits."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """As mmengine does, after which the widths of backbone, neck and heads are compared."""
         built = super().build_model(model)
         check_channels(built)
         return built
