@@ -11,7 +11,7 @@ from .datasets import check_data
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir
 from .engine.launch import add_common_arguments, join_processes, leave_processes, load_config
-from .engine.runner import CheckedDataRunner
+from .engine.runner import build_runner
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if args.out is not None:
             check_work_dir(Path(args.out).parent)
         check_data(cfg, ('test', ))
-        runner = CheckedDataRunner.from_cfg(cfg)
+        runner = build_runner(cfg)
         if args.out is not None:
             kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
             runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
