@@ -7,10 +7,10 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
 
 from mmsimvit import PyramidBackbone
 from mmsimvit.datasets import CLASSES
+from mmsimvit.engine import build_runner
 from mmsimvit.train import main as train
 from tests.conftest import ROOT, SETTINGS, load_tool
 
@@ -126,7 +126,7 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     on_generated_images(cfg)
     cfg.update(work_dir=str(tmp_path), experiment_name=name.replace('/', '_'), randomness=dict(seed=0), log_level='WARNING')
-    runner, watch = Runner.from_cfg(cfg), Watch()
+    runner, watch = build_runner(cfg), Watch()
     runner.register_hook(watch)
     runner.train()
     assert LOSSES[cfg.model.type] <= set(watch.losses)
@@ -291,7 +291,7 @@ def test_a_checkpoint_of_our_classifier_starts_a_detector_and_a_segmentor(worksp
     cfg.model.backbone.arch = 'micro'
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
     cfg.update(work_dir=str(tmp_path), experiment_name='pretraining', randomness=dict(seed=0), log_level='WARNING')
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
     trained = torch.load(tmp_path / 'iter_1.pth')['state_dict']
     for name in ('retinanet_simvit_micro_coco.py', 'upernet_simvit_micro_ade20k.py'):
         model_cfg = Config.fromfile(ROOT / 'configs' / name).model

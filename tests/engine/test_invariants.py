@@ -187,10 +187,12 @@ def test_cut_and_resumed_ends_as_uncut(text, base, cut, end, said, workspace, tm
         return run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path / name, *words, *workers, cwd=workspace)
 
     train('uncut')
-    train('again')
+    uncut = torch.load(tmp_path / 'uncut' / end)
+    if text is EPOCHS:  # the second training reads its batches as the first does; of one kind of loop that is enough
+        train('again')
+        assert_equal(uncut, torch.load(tmp_path / 'again' / end))
     assert said in train('resumed', '--resume', tmp_path / 'uncut' / cut)
-    uncut, again, resumed = (torch.load(tmp_path / name / end) for name in ('uncut', 'again', 'resumed'))
-    assert_equal(uncut, again)
+    resumed = torch.load(tmp_path / 'resumed' / end)
     # The fork goes past images without loading them, so that augmentation is another random draw.
     assert_equal(uncut, resumed, PARTS[-1:] if installed_stack() is ONEDL and text is ITERATIONS else PARTS)
     averaged = {key.removeprefix('module.'): value for key, value in uncut['ema_state_dict'].items()}
