@@ -1,4 +1,5 @@
 """The model zoo's page and its sources: configs, model-index.yml, counts."""
+import functools
 import json
 import re
 from pathlib import Path
@@ -64,6 +65,13 @@ def readme_rows():
                 yield pytest.param(classes[heading[0]], arch, dict(zip(heading[1:], cells)), id=f'{heading[0]}-{arch}')
 
 
+@functools.cache
+def classifiers():
+    """The configs of classifiers, by class and arch of their backbone."""
+    return {known.split(' (')[0]: name for name in COUNTS if 'imagenet' in name
+            for known in [model_zoo.backbone(model_zoo.Config.fromfile(ROOT / 'configs' / name))]}
+
+
 @pytest.mark.parametrize(('backbone', 'arch', 'cells'), readme_rows())
 def test_the_readme_says_what_the_index_does(backbone, arch, cells):
     with torch.device('meta'):
@@ -71,9 +79,7 @@ def test_the_readme_says_what_the_index_does(backbone, arch, cells):
     widths = next(text for heading, text in cells.items() if heading.startswith('widths'))
     assert widths == ', '.join(map(str, model.out_channels))
     assert cells['parameters'] == f'{sum(parameter.numel() for parameter in model.parameters()):,}'
-    known = {known.split(' (')[0]: name for name in COUNTS if 'imagenet' in name
-             for known in [model_zoo.backbone(model_zoo.Config.fromfile(ROOT / 'configs' / name))]}
-    config = known[f'{backbone} {arch}']
+    config = classifiers()[f'{backbone} {arch}']
     assert abs(float(cells['GMACs'].split()[0]) - COUNTS[config]['macs'] / 1e9) < 0.051
     short = Path(config).stem.removesuffix('_imagenet')
     published = {model['Name']: [' / '.join(map(str, result['Metrics'].values())) for result in model['Results']]

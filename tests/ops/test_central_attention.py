@@ -80,8 +80,9 @@ def test_pixels_outside_stay_in_the_softmax(backend):
 
 
 @pytest.mark.parametrize('backend', ['composite', 'eager', TRITON])
-@pytest.mark.parametrize('packed', [False, True], ids=['separate', 'packed'])
-@pytest.mark.parametrize('kernel_size', [3, 5, 7])
+# What packed tensors have of their own, strides, does not depend on the window; large ones take the interpreter of Triton long.
+@pytest.mark.parametrize(('kernel_size', 'packed'), [(3, False), (3, True), (5, False), (7, False)],
+                         ids=['3', '3, packed', '5', '7'])
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (3, 1), (5, 4), (9, 10)], ids=str)
 def test_outputs_and_gradients_equal_the_references(backend, packed, kernel_size, size):
     query, key, value, upstream = maps(2, *size, 12, count=4)
