@@ -1,9 +1,11 @@
-"""The model of a config by itself, for tools that need neither data nor a runner."""
+"""The model of a config by itself, for tools that need neither data nor a runner, and what must fit together in it."""
+import logging
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -94,6 +96,33 @@ def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: i
     given = list(given) if isinstance(given, tuple) else given
     return (f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have {fitting} channels: '
             f'{name}=dict(in_channels={fitting})')
+
+
+def check_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Compare the classes of the data with those of the heads of a detector or classifier.
+
+    To MMDetection a class beyond those of the head is background, and would go unlearnt in silence. MMSegmentation's label maps
+    are compared when they are read.
+
+    Raises:
+        ModelError: if a head has fewer; the message has the setting that fits.
+    """
+    model = getattr(model, 'module', model)  # of several processes
+    boxes, regions = getattr(model, 'bbox_head', None), getattr(model, 'roi_head', None)
+    for name, head in (('bbox_head', boxes), ('roi_head.bbox_head', getattr(regions, 'bbox_head', None)),
+                       ('roi_head.mask_head', getattr(regions, 'mask_head', None)),
+                       ('head', getattr(model, 'head', None) if is_a(model, 'BaseClassifier') else None)):
+        for part in head if isinstance(head, nn.ModuleList) else [head]:
+            number = getattr(part, 'num_classes', None)
+            if not isinstance(number, int) or number == len(classes) or getattr(part, 'class_agnostic', False):
+                continue
+            setting = f'{name} has num_classes={number}, but the data has {len(classes)} classes'
+            if number < len(classes):
+                known = ', '.join([*classes[:5], '...'][:len(classes)])
+                raise ModelError(f'{setting} ({known}), and the last would not be learnt: set model.{name}.num_classes to '
+                                 f'{len(classes)} in the config')
+            print_log(f'{setting}: the others will not be learnt', 'current', logging.WARNING)
+            break
 
 
 def image_channels(model: nn.Module) -> int:

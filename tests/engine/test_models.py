@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import find_config
-from mmsimvit.engine.models import ModelError, check_channels
+from mmsimvit.engine.models import ModelError, check_channels, check_classes
 from mmsimvit.train import main as train
 from tests.conftest import options
 
@@ -64,3 +64,40 @@ def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r'^error: the in_channels of neck are .*: neck=dict\(in_channels=\[64, 128, 320, 51'):
         train([find_config('maskrcnn_simvit_micro_shapes'), '--work-dir', str(tmp_path),
                *options(**{'model.backbone.arch': 'tiny'})])
+
+
+CLASSES = ('apple', 'pear', 'plum')
+
+
+@pytest.mark.parametrize(('name', 'head'), [
+    ('retinanet_simvit_micro_shapes', 'bbox_head'), ('maskrcnn_simvit_t_coco', 'roi_head.mask_head'),
+    ('simvit_micro_shapes', 'head')])
+def test_a_head_with_fewer_classes_than_the_data_is_refused(name, head):
+    """To MMDetection those beyond are background, so that they would go unlearnt without a word."""
+    with pytest.raises(ModelError, match=rf'^{head} has num_classes=2, but the data has 3 classes \(apple, pear, plum\), .*'
+                                         rf'set model.{head}.num_classes to 3'):
+        check_classes(build(name, **{f'model.{head}.num_classes': 2}), CLASSES)
+
+
+def test_heads_of_a_cascade_and_of_several_processes_are_looked_at():
+    heads = nn.ModuleList([nn.Module() for _ in range(3)])
+    for head, number in zip(heads, (3, 3, 2)):
+        head.num_classes = number
+    model = nn.ModuleDict(dict(module=nn.ModuleDict(dict(roi_head=nn.ModuleDict(dict(bbox_head=heads))))))
+    with pytest.raises(ModelError, match='roi_head.bbox_head has num_classes=2'):
+        check_classes(model, CLASSES)
+
+
+def test_more_classes_than_the_data_has_are_a_warning(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmsimvit.engine.models.print_log', lambda line, *_: lines.append(line))
+    check_classes(build('retinanet_simvit_t_coco'), CLASSES)
+    assert lines == ['bbox_head has num_classes=80, but the data has 3 classes: the others will not be learnt']
+    # The masks of the generated images' config are of no class.
+    check_classes(build('maskrcnn_simvit_micro_shapes', **{'model.roi_head.mask_head.num_classes': 2}), range(6))
+
+
+def test_a_training_with_too_few_classes_ends_with_the_line(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(SystemExit, match='^error: head has num_classes=2, but the data has 6 classes'):
+        train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'model.head.num_classes': 2})])
