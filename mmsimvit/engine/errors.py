@@ -1,9 +1,11 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..backbones import PyramidBackbone
 from ..checkpoints import CheckpointError
 from ..config_files import ConfigError
 from ..datasets import DataError
@@ -36,6 +38,10 @@ def explain(error: Exception) -> str | None:
         return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
     if isinstance(error, (CheckpointError, ConfigError, DataError)):
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
+    if isinstance(error, (TypeError, ValueError)) and (backbone := _backbone_of(error)):
+        argument = re.search(r"unexpected keyword argument ('\w+')", last_line)
+        return (f'{backbone} has no argument {argument[1]}; if the config inherits it from another backbone, '
+                f"backbone=dict(_delete_=True, type='{backbone}', ...) takes it out") if argument else last_line
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
@@ -45,3 +51,13 @@ def explain(error: Exception) -> str | None:
     if nothing:
         return f'folder {nothing[1]} has no images in its subfolders, one for each class; put the data there'
     return None
+
+
+def _backbone_of(error: Exception) -> str | None:
+    """The class that refused its arguments, if it is one of our backbones and does so while it is made."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        made = frame.f_locals.get('self') if frame.f_code.co_name == '__init__' else None
+        if isinstance(made, PyramidBackbone):
+            return type(made).__name__
+    refused = re.search(r'(\w+)\.__init__\(\) ', str(error))
+    return refused[1] if refused and refused[1] in {kind.__name__ for kind in PyramidBackbone.__subclasses__()} else None

@@ -2,6 +2,7 @@
 import atexit
 import gc
 import importlib.util
+import inspect
 import os
 import subprocess
 from argparse import ArgumentParser, Namespace
@@ -13,8 +14,9 @@ import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.runner import FlexibleRunner, Runner
 
-from ..config_files import find_config
+from ..config_files import ConfigError, find_config
 from ..stacks import installed_stack, name_of
 
 # By their paths, so that the config in a work dir serves the libraries' own tools as well.
@@ -31,6 +33,9 @@ PLACES = {
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
 }
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
+# What is read of a config beside the arguments of mmengine's runners.
+SETTINGS = {'auto_scale_lr', 'compile', 'custom_imports', 'find_unused_parameters', 'model_wrapper_cfg', 'strategy', 'sync_bn',
+            'tta_dataloader', 'tta_evaluator', 'tta_model', 'tta_pipeline'}
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -51,13 +56,14 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
         whole: whether a checkpoint must give all parameters of the model.
 
     Raises:
-        ConfigError: if there is no such config.
+        ConfigError: if there is no such config, or the command line replaces what nothing reads.
         SystemExit: if the library of its ``default_scope`` is not installed, or mmcv, which that needs.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(find_config(args.config))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
+        _check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -66,7 +72,7 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     scope = cfg.get('default_scope')
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
-                         f'pip install {name_of(installed_stack()[scope])}')
+                         f'pip install {name_of(installed_stack()[scope])}{" ftfy regex" * (scope == "mmseg")}')
     if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
                          'python -m mmsimvit.doctor gives the command')
@@ -77,6 +83,17 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
                 cfg[f'{split}_dataloader'].setdefault('collate_fn', ConfigDict(type='default_collate'))
     add_hook(cfg, MATCH_HOOK, whole=whole)
     return cfg
+
+
+def _check_options(cfg: Config, options: dict[str, Any]) -> None:
+    settings = SETTINGS.union(*(inspect.signature(runner).parameters for runner in (Runner, FlexibleRunner)))
+    for key, value in options.items():
+        name = key.split('.')[0]
+        if name not in settings:
+            reason = (f'{name} is a variable of the config file, and what the file made of it stays' if name in cfg
+                      else f'there is no setting {name}')
+            raise ConfigError(f'--cfg-options {key}={value} would change nothing: {reason}; name the setting itself, such as '
+                              'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs')
 
 
 def add_hook(cfg: Config, name: str, **settings: Any) -> None:

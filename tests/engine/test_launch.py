@@ -1,7 +1,11 @@
 """What the command lines make of a config and of errors."""
+import re
+
+import pytest
 import torch
 from mmengine.registry import MODELS
 
+from mmsimvit import ConfigError, find_config
 from mmsimvit.engine.errors import explain
 from mmsimvit.engine.launch import MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
 from mmsimvit.train import configure, parse_args
@@ -28,9 +32,30 @@ def test_mmpretrain_gets_the_collation_that_its_tools_add(tmp_path):
     assert cfg.train_dataloader.collate_fn.type == 'default_collate'
 
 
+@pytest.mark.parametrize(('option', 'reason'), [
+    ('lr=3', 'there is no setting lr'), ('optim_wraper.optimizer.lr=3', 'there is no setting optim_wraper'),
+    ('max_epochs=3', 'max_epochs is a variable of the config file, and what the file made of it stays')])
+def test_an_option_that_nothing_reads_is_refused(option, reason):
+    with pytest.raises(ConfigError, match=f'^--cfg-options {option} would change nothing: {reason}; name .*optimizer.lr'):
+        configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', option]))
+
+
+@pytest.mark.parametrize(('settings', 'line'), [
+    ({'arch': 'mikro'}, "SimViT has no arch 'mikro'; it has micro, tiny, "),
+    ({'arch': 'micro', 'kernel_size': 4}, 'kernel_size must be odd and positive, '),
+    ({'arch': 'micro', 'depth': 50}, r"SimViT has no argument 'depth'; if .*, backbone=dict\(_delete_=True, type='SimViT'"),
+])
+def test_what_a_backbone_refuses_is_one_line(settings, line):
+    with pytest.raises((TypeError, ValueError)) as error:
+        MODELS.build(dict(type='SimViT', **settings))
+    assert re.match(line, explain(error.value))
+
+
 def test_errors_of_code_are_not_explained_away():
     assert explain(RuntimeError('a bug')) is None
     assert explain(KeyError('')) is None
+    assert explain(ValueError('a bug')) is None
+    assert explain(TypeError("Hook.__init__() got an unexpected keyword argument 'depth'")) is None
 
 
 def test_an_error_of_a_worker_is_its_last_line():
