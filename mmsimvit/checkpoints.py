@@ -225,7 +225,7 @@ def load_file(path: str) -> Mapping:
     except FileNotFoundError:
         raise CheckpointError(f'checkpoint {path} does not exist') from None
     except pickle.UnpicklingError as error:
-        found = re.search(r'(?:GLOBAL|class|Unsupported \w+) ([\w.]+)', str(error))
+        found = re.search(r'(?:GLOBAL|class|Unsupported \w+) ([A-Za-z_][\w.]*)', str(error))
         raise CheckpointError(f'checkpoint {path} is refused: it holds more than tensors'
                               f'{f" ({found[1]})" if found else ""} and could run code when loaded, or it is no '
                               'checkpoint at all; ask whoever made it for the state dict alone') from error
@@ -320,7 +320,7 @@ def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None 
         elif known.backbone == backbone_name:
             file = Path(path)
             files = f'{file} {file.with_name(f"{file.stem}_converted.pth")}' if file.exists() else f'SRC {path}'
-            advice = (f'published weights: {known.source}, converted with python tools/convert_checkpoint.py {files} '
+            advice = (f'published weights: {known.source}, converted with python -m mmsimvit convert_checkpoint {files} '
                       f'--system {system}; {advice}')
     try:
         checkpoint = load_file(path)

@@ -168,7 +168,7 @@ def test_pretrained_refuses_what_does_not_fit(change, message, converted, tmp_pa
     assert path in str(error.value)
     converted = path.replace('weights', 'weights_converted')  # never over what is there
     assert f'another arch, or not converted? published weights: {SYSTEMS["simvit"].source}' in str(error.value)
-    assert f'tools/convert_checkpoint.py {path} {converted} --system simvit' in str(error.value)
+    assert f'python -m mmsimvit convert_checkpoint {path} {converted} --system simvit' in str(error.value)
     assert '--cfg-options model.backbone.init_cfg=None' in str(error.value)
     assert '\n' not in str(error.value)
 
