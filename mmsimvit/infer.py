@@ -195,7 +195,8 @@ class Predictor:
             return MMSegInferencer(cfg, checkpoint, device=device)
         from mmpretrain import ImageClassificationInferencer
         inferencer = ImageClassificationInferencer(cfg, checkpoint, device)
-        inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
+        # MMPreTrain's own configs leave its name out.
+        inferencer.visualizer = VISUALIZERS.build({'name': 'predictions', **cfg.visualizer})
         return inferencer
 
     def predict(self, pictures: list[Picture]) -> list[BaseDataElement]:

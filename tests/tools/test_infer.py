@@ -141,9 +141,11 @@ def test_scores_of_classes_are_those_of_the_model(untrained, images, tmp_path):
 
 
 def test_command_line(untrained, images, tmp_path):
-    """With a config that does not import mmsimvit, and images that are none: the rest is done, again the second time."""
+    """With a config that does not import mmsimvit and, as MMPreTrain's own, gives its visualizer no name; and images that are
+    none: the rest is done, again the second time."""
     made = untrained['mmpretrain']
-    (tmp_path / 'config.py').write_text(f'_base_ = {str(made.config)!r}\ncustom_imports = None\n')
+    (tmp_path / 'config.py').write_text(f'_base_ = {str(made.config)!r}\ncustom_imports = None\n'
+                                       "visualizer = dict(_delete_=True, type='UniversalVisualizer')\n")
     folder = shutil.copytree(images, tmp_path / 'images')
     (folder / 'a/cut.png').write_bytes((images / 'a/scene.png').read_bytes()[:300])
     (folder / 'empty.jpg').touch()
