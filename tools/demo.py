@@ -3,6 +3,7 @@
 Interrupted, it goes on from the last whole epoch when started again.
 """
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,14 +22,17 @@ class Task(NamedTuple):
     """What is trained, and what it must reach: a score below has not learnt what it should."""
     config: str
     draw: Callable
-    scores: dict[str, tuple[str, float, float]]  # of the evaluator -> name, its full scale, least value
+    drawn: str
+    scores: dict[str, tuple[str, float, float, float]]  # of the evaluator -> name, its full scale, usual and least value
 
 
+PAIRS = 'in each pair what is there on the left, what it found on the right'
 TASKS = dict(
-    detection=Task('maskrcnn_simvit_micro_shapes.py', draw_detections,
-                   {'coco/bbox_mAP': ('box AP', 1, 0.3), 'coco/segm_mAP': ('mask AP', 1, 0.3)}),
-    segmentation=Task('semfpn_simvit_micro_shapes.py', draw_segmentations, {'mIoU': ('mean IoU', 100, 0.3)}),
-    classification=Task('simvit_micro_shapes.py', draw_classifications, {'accuracy/top1': ('accuracy', 100, 0.6)}),
+    detection=Task('maskrcnn_simvit_micro_shapes.py', draw_detections, PAIRS,
+                   {'coco/bbox_mAP': ('box AP', 1, 0.6, 0.3), 'coco/segm_mAP': ('mask AP', 1, 0.5, 0.3)}),
+    segmentation=Task('semfpn_simvit_micro_shapes.py', draw_segmentations, PAIRS, {'mIoU': ('mean IoU', 100, 0.6, 0.3)}),
+    classification=Task('simvit_micro_shapes.py', draw_classifications, 'what it takes each image for; mistakes in red',
+                        {'accuracy/top1': ('accuracy', 100, 0.95, 0.6)}),
 )
 
 
@@ -41,12 +45,17 @@ def main(argv: list[str] | None = None) -> None:
     task = TASKS[args.task]
     work_dir = Path(args.work_dir or f'work_dirs/demo_{args.task}')
     config = ROOT / 'configs' / task.config
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('terminated'))
     train = subprocess.Popen([sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir])
     try:
         train.wait()
     except KeyboardInterrupt:  # which the training got as well, and must end its workers; not killed after a moment
         train.wait()
         sys.exit('interrupted; the same command goes on from the last whole epoch')
+    except SystemExit:  # which was meant for the training as well
+        train.terminate()
+        train.wait()
+        raise
     if train.returncode:
         sys.exit('error: training ended early, see above; the same command goes on from the last whole epoch')
     with one_line_errors():
@@ -57,11 +66,13 @@ def main(argv: list[str] | None = None) -> None:
         draw_curves(work_dir, work_dir / 'curves.png')
         task.draw(config, checkpoint, work_dir / 'predictions.png')
     # A detector's scores are absent if it found nothing.
-    scores = {name: (metrics.get(key, 0.) / scale, least) for key, (name, scale, least) in task.scores.items()}
-    print('\n' + ', '.join(f'{name} {score:.3f}' for name, (score, _) in scores.items()) + ' on images it was not trained on\n'
-          f'predictions: {work_dir}/predictions.png\nloss and scores: {work_dir}/curves.png\n'
-          f'on your own images: {sys.executable} {ROOT / "tools/infer.py"} FOLDER {config} {checkpoint}')
-    for name, (score, least) in scores.items():
+    scores = {name: (metrics.get(key, 0.) / scale, usual, least) for key, (name, scale, usual, least) in task.scores.items()}
+    print('\n' + ', '.join(f'{name} {score:.3f} (usually {usual})' for name, (score, usual, _) in scores.items())
+          + ' on images it was not trained on\n'
+          f'predictions: {work_dir}/predictions.png, {task.drawn}\nloss and scores: {work_dir}/curves.png\n'
+          f'on other images: {sys.executable} {ROOT / "tools/infer.py"} FOLDER {config} {checkpoint}\n'
+          'It knows nothing but the generated shapes; how to train on yours says docs/your_data.md.')
+    for name, (score, _, least) in scores.items():
         if not score >= least:
             sys.exit(f'error: {name} {score:.3f} is below {least}, so it did not learn; look at {work_dir}/curves.png')
 
