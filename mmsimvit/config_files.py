@@ -17,7 +17,8 @@ def find_config(name: str) -> str:
 
     Args:
         name: a file, which is given back as it is; or the name of a config of this project, with or without folder and
-            ending: ``maskrcnn_simvit_t_coco``, ``configs/maskrcnn_simvit_t_coco.py``, ``lit/maskrcnn_lit_ti_coco.py``.
+            ending: ``maskrcnn_simvit_t_coco``, ``configs/maskrcnn_simvit_t_coco.py``, ``lit/maskrcnn_lit_ti_coco.py``; what
+            these inherit from, by its whole path: ``_base_/fsdp.py``.
 
     Raises:
         ConfigError: if it is neither.
@@ -26,6 +27,8 @@ def find_config(name: str) -> str:
         return name
     folder = next((folder for folder in FOLDERS if folder.is_dir()), PACKAGE)
     known = {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}
+    if '_base_' in Path(name).parts and (folder / name.removeprefix('configs/')).is_file():
+        return str(folder / name.removeprefix('configs/'))
     path = known.get(Path(name).stem)
     if path and Path('/configs', path.relative_to(folder)).with_suffix('').match(str(Path(name).with_suffix(''))):
         return str(path)

@@ -280,7 +280,9 @@ def reinstall(module: str, found: Found) -> str:
         return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [tools, build])
     if module == 'setuptools':
         return pip('install', 'setuptools<81')
-    return pip('install', *replace, stack.get(module, MODULES[module]))
+    # MMSegmentation imports two packages that it does not ask for.
+    beside = [name for name in ('ftfy', 'regex') if module == 'mmseg' and name not in found]
+    return pip('install', *replace, stack.get(module, MODULES[module]), *beside)
 
 
 def matching_torch(found: Found) -> list[str]:

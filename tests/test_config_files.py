@@ -29,9 +29,12 @@ def test_an_unknown_config_names_the_nearest(name):
         find_config(name)
 
 
-def test_bases_are_not_found_by_name():
-    with pytest.raises(ConfigError):
-        find_config('1x')
+def test_bases_are_found_by_their_paths_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config('_base_/fsdp.py') == find_config('configs/_base_/fsdp.py') == str(CONFIGS / '_base_/fsdp.py')
+    for name in ('fsdp', '_base_/nowhere.py'):
+        with pytest.raises(ConfigError):
+            find_config(name)
 
 
 def test_command_lines_take_names_and_end_with_one_line(tmp_path):

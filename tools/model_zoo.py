@@ -19,6 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import generate_shapes
+from mmsimvit.checkpoints import SYSTEMS
 from mmsimvit.engine.complexity import count_complexity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,8 @@ whole model. GMACs, which papers call FLOPs, are of the whole model and one imag
 for segmentors, 224 x 224 for classifiers, and the size of their images for the generated ones; `tools/get_flops.py` says what
 is counted. A backbone that is "changed" has the windows or the tables of biases that were published for this task, others than
 the arch of that name. Published scores are those of the papers' authors, with their code, from the source named above each
-table. A score in the last column is one that a training with this project gave; **{reproduced}**.
+table, which has the weights as well, to be [converted](existing_config.md#weights-to-start-from) once. A score in the last
+column is one that a training with this project gave; **{reproduced}**.
 """
 
 
@@ -78,7 +80,8 @@ def render(counts: dict[str, Any], index: dict[str, Any]) -> str:
     lines = [HEAD.format(reproduced=f'there are {number}' if number else 'there is none yet')]
     for collection in index['Collections']:
         name, paper, source = collection['Name'], collection['Paper'], collection['Code']['URL']
-        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores: '
+        released = next(system.released for system in SYSTEMS.values() if system.backbone == name.replace(' ', ''))
+        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores and weights ({", ".join(released)}): '
                   f'[{source.removeprefix("https://github.com/")}]({source}).', '']
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]
         lines += table(rows, counts, entries)
