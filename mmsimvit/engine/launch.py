@@ -34,8 +34,9 @@ PLACES = {
 }
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 # What is read of a config beside the arguments of mmengine's runners.
-SETTINGS = {'auto_scale_lr', 'compile', 'custom_imports', 'find_unused_parameters', 'model_wrapper_cfg', 'strategy', 'sync_bn',
-            'tta_dataloader', 'tta_evaluator', 'tta_model', 'tta_pipeline'}
+SETTINGS = {'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
+            'find_unused_parameters', 'model_wrapper_cfg', 'strategy', 'sync_bn', 'tta_dataloader', 'tta_evaluator', 'tta_model',
+            'tta_pipeline'}
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
