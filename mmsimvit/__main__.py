@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog='python -m mmsimvit', description='Run a tool; each has --help.')
     parser.add_argument('tool', choices=TOOLS)
     tool = parser.parse_args(sys.argv[1:2]).tool
-    folder = next(folder for folder in FOLDERS if folder.is_dir())
+    folder = next(folder for folder in FOLDERS if (folder / f'{tool}.py').is_file())
     del sys.argv[1]
     runpy.run_path(str(folder / f'{tool}.py'), run_name='__main__')
 

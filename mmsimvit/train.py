@@ -15,6 +15,7 @@ from .engine import build_runner, find_whole_checkpoint
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir, write_checkpoints_whole
 from .engine.launch import (
+    CLASSES_HOOK,
     FLOAT32_ROI_EXTRACTOR,
     NON_FINITE_LOSS_HOOK,
     RESEED_HOOK,
@@ -80,6 +81,7 @@ def configure(args: argparse.Namespace) -> Config:
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
                              'have; add auto_scale_lr=dict(base_batch_size=...), the batch size that its rate is for')
         cfg.auto_scale_lr.enable = True
+    add_hook(cfg, CLASSES_HOOK)
     add_hook(cfg, RESEED_HOOK)
     add_hook(cfg, NON_FINITE_LOSS_HOOK, skip=args.non_finite_loss == 'skip')
     checkpoints = (cfg.get('default_hooks') or {}).get('checkpoint') or ConfigDict()

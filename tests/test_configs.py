@@ -124,7 +124,8 @@ class Watch(Hook):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
-    cfg = Config.fromfile(ROOT / 'configs' / name, format_python_code=False)  # which takes as long as the training
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    object.__setattr__(cfg, '_format_python_code', False)  # which takes about as long as the training
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
     assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     on_generated_images(cfg)

@@ -45,17 +45,14 @@ def main(argv: list[str] | None = None) -> None:
     task = TASKS[args.task]
     work_dir = Path(args.work_dir or f'work_dirs/demo_{args.task}')
     config = ROOT / 'configs' / task.config
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit('terminated'))
     train = subprocess.Popen([sys.executable, ROOT / 'tools/train.py', config, '--resume', '--work-dir', work_dir])
+    signal.signal(signal.SIGTERM, lambda *_: train.terminate())
     try:
         train.wait()
     except KeyboardInterrupt:  # which the training got as well, and must end its workers; not killed after a moment
         train.wait()
         sys.exit('interrupted; the same command goes on from the last whole epoch')
-    except SystemExit:  # which was meant for the training as well
-        train.terminate()
-        train.wait()
-        raise
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if train.returncode:
         sys.exit('error: training ended early, see above; the same command goes on from the last whole epoch')
     with one_line_errors():

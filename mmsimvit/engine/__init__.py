@@ -1,12 +1,12 @@
 """What plugs into mmengine's Runner."""
 from .fsdp import ShardedOptimWrapper, ShardedStrategy, wrap_blocks
-from .hooks import CheckpointMatchHook, NonFiniteLossHook, ReseedHook
+from .hooks import CheckpointMatchHook, ClassesMatchHook, NonFiniteLossHook, ReseedHook
 from .layer_decay import LayerDecayOptimWrapperConstructor, describe_param_groups
 from .resume import allow_training_checkpoints, find_whole_checkpoint
 from .runner import build_runner
 
 __all__ = [
-    'CheckpointMatchHook', 'LayerDecayOptimWrapperConstructor', 'NonFiniteLossHook', 'ReseedHook',
+    'CheckpointMatchHook', 'ClassesMatchHook', 'LayerDecayOptimWrapperConstructor', 'NonFiniteLossHook', 'ReseedHook',
     'ShardedOptimWrapper', 'ShardedStrategy', 'allow_training_checkpoints', 'build_runner', 'describe_param_groups',
     'find_whole_checkpoint', 'wrap_blocks'
 ]

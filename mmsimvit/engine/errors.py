@@ -38,10 +38,13 @@ def explain(error: Exception) -> str | None:
         return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
     if isinstance(error, (CheckpointError, ConfigError, DataError)):
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
-    if isinstance(error, (TypeError, ValueError)) and (backbone := _backbone_of(error)):
-        argument = re.search(r"unexpected keyword argument ('\w+')", last_line)
-        return (f'{backbone} has no argument {argument[1]}; if the config inherits it from another backbone, '
-                f"backbone=dict(_delete_=True, type='{backbone}', ...) takes it out") if argument else last_line
+    argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument ('\w+')", last_line)
+    ours = {kind.__name__ for kind in PyramidBackbone.__subclasses__()}
+    if isinstance(error, TypeError) and argument and argument[1] in ours:
+        return (f'{argument[1]} has no argument {argument[2]}; if the config inherits it from another backbone, '
+                f"backbone=dict(_delete_=True, type='{argument[1]}', ...) takes it out")
+    if isinstance(error, ValueError) and (backbone := _backbone_of(error)):
+        return last_line if backbone in last_line else f'{backbone}: {last_line}'
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
@@ -59,5 +62,4 @@ def _backbone_of(error: Exception) -> str | None:
         made = frame.f_locals.get('self') if frame.f_code.co_name == '__init__' else None
         if isinstance(made, PyramidBackbone):
             return type(made).__name__
-    refused = re.search(r'(\w+)\.__init__\(\) ', str(error))
-    return refused[1] if refused and refused[1] in {kind.__name__ for kind in PyramidBackbone.__subclasses__()} else None
+    return None

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..checkpoints import CheckpointError, as_mmengine_reads, match, strip_module
 from ..datasets import DataError
+from .models import check_classes
 
 
 @HOOKS.register_module()
@@ -103,6 +104,19 @@ class ReseedHook(Hook):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+
+
+@HOOKS.register_module()
+class ClassesMatchHook(Hook):
+    """Stop a training before it begins if a head has fewer classes than the data, which MMDetection would not notice.
+
+    Raises:
+        ModelError: then; the message has the setting that fits.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the model as it is trained, of one process or several."""
+        check_classes(getattr(runner.model, 'module', runner.model), runner.train_dataloader.dataset)
 
 
 MOST_SKIPPED_IN_A_ROW = 20

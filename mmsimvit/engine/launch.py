@@ -21,6 +21,7 @@ from ..stacks import installed_stack, name_of
 
 # By their paths, so that the config in a work dir serves the libraries' own tools as well.
 MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
+CLASSES_HOOK = 'mmsimvit.engine.ClassesMatchHook'
 RESEED_HOOK = 'mmsimvit.engine.ReseedHook'
 NON_FINITE_LOSS_HOOK = 'mmsimvit.engine.NonFiniteLossHook'
 SHARDED_OPTIM_WRAPPER = 'mmsimvit.engine.ShardedOptimWrapper'
@@ -34,9 +35,8 @@ PLACES = {
 }
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 # What is read of a config beside the arguments of mmengine's runners.
-SETTINGS = {'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
-            'find_unused_parameters', 'model_wrapper_cfg', 'strategy', 'sync_bn', 'tta_dataloader', 'tta_evaluator', 'tta_model',
-            'tta_pipeline'}
+SETTINGS = {'activation_checkpointing', 'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn',
+            'tta_model', 'tta_pipeline'}
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -94,7 +94,8 @@ def _check_options(cfg: Config, options: dict[str, Any]) -> None:
             reason = (f'{name} is a variable of the config file, and what the file made of it stays' if name in cfg
                       else f'there is no setting {name}')
             raise ConfigError(f'--cfg-options {key}={value} would change nothing: {reason}; name the setting itself, such as '
-                              'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs')
+                              'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs. What code of '
+                              'your own reads belongs in the file')
 
 
 def add_hook(cfg: Config, name: str, **settings: Any) -> None:

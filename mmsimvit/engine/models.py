@@ -1,7 +1,6 @@
 """The model of a config by itself, for tools that need neither data nor a runner, and what must fit together in it."""
 import logging
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -98,31 +97,34 @@ def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: i
             f'{name}=dict(in_channels={fitting})')
 
 
-def check_classes(model: nn.Module, classes: Sequence[str]) -> None:
-    """Compare the classes of the data with those of the heads of a detector or classifier.
+def check_classes(model: nn.Module, dataset: Any) -> None:
+    """Compare the classes of a training's data with those of the heads of a detector or classifier.
 
-    To MMDetection a class beyond those of the head is background, and would go unlearnt in silence. MMSegmentation's label maps
-    are compared when they are read.
+    To MMDetection a class beyond those of the head is background, and would go unlearnt in silence. Heads of regions alone, or
+    of words, are left alone; MMSegmentation's label maps are compared when they are read.
 
     Raises:
         ModelError: if a head has fewer; the message has the setting that fits.
     """
-    model = getattr(model, 'module', model)  # of several processes
-    boxes, regions = getattr(model, 'bbox_head', None), getattr(model, 'roi_head', None)
-    for name, head in (('bbox_head', boxes), ('roi_head.bbox_head', getattr(regions, 'bbox_head', None)),
-                       ('roi_head.mask_head', getattr(regions, 'mask_head', None)),
-                       ('head', getattr(model, 'head', None) if is_a(model, 'BaseClassifier') else None)):
-        for part in head if isinstance(head, nn.ModuleList) else [head]:
-            number = getattr(part, 'num_classes', None)
-            if not isinstance(number, int) or number == len(classes) or getattr(part, 'class_agnostic', False):
-                continue
-            setting = f'{name} has num_classes={number}, but the data has {len(classes)} classes'
-            if number < len(classes):
-                known = ', '.join([*classes[:5], '...'][:len(classes)])
-                raise ModelError(f'{setting} ({known}), and the last would not be learnt: set model.{name}.num_classes to '
-                                 f'{len(classes)} in the config')
-            print_log(f'{setting}: the others will not be learnt', 'current', logging.WARNING)
-            break
+    info = getattr(dataset, 'metainfo', None)
+    classes = (info.get('thing_classes') or info.get('classes')) if isinstance(info, dict) else None
+    if not isinstance(classes, (list, tuple)) or is_a(model, 'RPN') or hasattr(model, 'language_model'):
+        return
+    boxes, regions, head = (getattr(model, name, None) for name in ('bbox_head', 'roi_head', 'head'))
+    if not is_a(model, 'BaseClassifier') or classes == getattr(type(dataset), 'METAINFO', {}).get('classes'):
+        head = None  # a part of ImageNet still has the names of all its classes
+    for name, found in (('bbox_head', boxes), ('roi_head.bbox_head', getattr(regions, 'bbox_head', None)),
+                        ('roi_head.mask_head', getattr(regions, 'mask_head', None)), ('head', head)):
+        heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
+        numbers = [part.num_classes for part in heads
+                   if isinstance(getattr(part, 'num_classes', None), int) and not getattr(part, 'class_agnostic', False)]
+        if numbers and min(numbers) < len(classes):
+            known = ', '.join([*classes[:5], '...'][:len(classes)])
+            raise ModelError(f'{name} has num_classes={min(numbers)}, but the data has {len(classes)} classes ({known}), and the '
+                             f'last have no place in it: set model.{name}.num_classes to {len(classes)} in the config')
+        if numbers and max(numbers) > len(classes):
+            print_log(f'{name} has num_classes={max(numbers)}, but the data has {len(classes)} classes: the others will not be '
+                      'learnt', 'current', logging.WARNING)
 
 
 def image_channels(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
 from .launch import SHARDED_STRATEGY
-from .models import check_channels, check_classes
+from .models import check_channels
 
 
 class _Mended:
@@ -19,9 +19,6 @@ class _Mended:
     def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner that this is mixed into
         check_pipelines(loader.dataset)
-        model, classes = self.model, getattr(loader.dataset, 'metainfo', {}).get('classes')  # type: ignore[attr-defined]
-        if isinstance(model, nn.Module) and isinstance(classes, (list, tuple)):
-            check_classes(model, classes)
         return loader
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
@@ -33,7 +30,7 @@ class _Mended:
 
 
 class CheckedDataRunner(_Mended, Runner):
-    """mmengine's Runner, with errors of data loading that name the file, and of widths and classes that say what fits."""
+    """mmengine's Runner, with errors of data loading that name the file, and of widths that say what fits."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """As mmengine does, after which the widths of backbone, neck and heads are compared."""

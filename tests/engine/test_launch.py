@@ -7,11 +7,11 @@ from mmengine.registry import MODELS
 
 from mmsimvit import ConfigError, find_config
 from mmsimvit.engine.errors import explain
-from mmsimvit.engine.launch import MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
+from mmsimvit.engine.launch import CLASSES_HOOK, MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
 from mmsimvit.train import configure, parse_args
 from tests.conftest import ROOT
 
-OURS = [MATCH_HOOK, RESEED_HOOK, NON_FINITE_LOSS_HOOK]
+OURS = [MATCH_HOOK, CLASSES_HOOK, RESEED_HOOK, NON_FINITE_LOSS_HOOK]
 CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
 
 
@@ -42,7 +42,7 @@ def test_an_option_that_nothing_reads_is_refused(option, reason):
 
 @pytest.mark.parametrize(('settings', 'line'), [
     ({'arch': 'mikro'}, "SimViT has no arch 'mikro'; it has micro, tiny, "),
-    ({'arch': 'micro', 'kernel_size': 4}, 'kernel_size must be odd and positive, '),
+    ({'arch': 'micro', 'kernel_size': 4}, 'SimViT: kernel_size must be odd and positive, '),
     ({'arch': 'micro', 'depth': 50}, r"SimViT has no argument 'depth'; if .*, backbone=dict\(_delete_=True, type='SimViT'"),
 ])
 def test_what_a_backbone_refuses_is_one_line(settings, line):

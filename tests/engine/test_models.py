@@ -69,6 +69,10 @@ def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
 CLASSES = ('apple', 'pear', 'plum')
 
 
+def data(*classes, **info):
+    return SimpleNamespace(metainfo=dict(classes=classes, **info))
+
+
 @pytest.mark.parametrize(('name', 'head'), [
     ('retinanet_simvit_micro_shapes', 'bbox_head'), ('maskrcnn_simvit_t_coco', 'roi_head.mask_head'),
     ('simvit_micro_shapes', 'head')])
@@ -76,25 +80,45 @@ def test_a_head_with_fewer_classes_than_the_data_is_refused(name, head):
     """To MMDetection those beyond are background, so that they would go unlearnt without a word."""
     with pytest.raises(ModelError, match=rf'^{head} has num_classes=2, but the data has 3 classes \(apple, pear, plum\), .*'
                                          rf'set model.{head}.num_classes to 3'):
-        check_classes(build(name, **{f'model.{head}.num_classes': 2}), CLASSES)
+        check_classes(build(name, **{f'model.{head}.num_classes': 2}), data(*CLASSES))
 
 
-def test_heads_of_a_cascade_and_of_several_processes_are_looked_at():
+def test_each_head_of_a_cascade_is_looked_at():
     heads = nn.ModuleList([nn.Module() for _ in range(3)])
-    for head, number in zip(heads, (3, 3, 2)):
+    for head, number in zip(heads, (3, 2, 3)):
         head.num_classes = number
-    model = nn.ModuleDict(dict(module=nn.ModuleDict(dict(roi_head=nn.ModuleDict(dict(bbox_head=heads))))))
     with pytest.raises(ModelError, match='roi_head.bbox_head has num_classes=2'):
-        check_classes(model, CLASSES)
+        check_classes(nn.ModuleDict(dict(roi_head=nn.ModuleDict(dict(bbox_head=heads)))), data(*CLASSES))
+
+
+class RPN(nn.Module):  # by its name, as MMDetection's
+
+    def __init__(self):
+        super().__init__()
+        self.bbox_head = nn.Module()
+        self.bbox_head.num_classes = 1
+
+
+class ImageNet(SimpleNamespace):
+    METAINFO = dict(classes=CLASSES)
+
+
+@pytest.mark.parametrize(('model', 'dataset'), [
+    (RPN(), data(*CLASSES)),  # whose head knows objects from background alone
+    (lambda: build('retinanet_simvit_micro_shapes'), data(*map(str, range(9)), thing_classes=CLASSES * 2)),  # a panoptic one
+    (lambda: build('simvit_micro_shapes', **{'model.head.num_classes': 2}), ImageNet(metainfo=dict(classes=CLASSES))),  # a part
+    (lambda: build('maskrcnn_simvit_micro_shapes', **{'model.roi_head.mask_head.num_classes': 2}), data(*CLASSES * 2)),
+    (lambda: build('retinanet_simvit_micro_shapes'), SimpleNamespace(metainfo=[dict(classes=CLASSES)])),  # of several data sets
+    (lambda: build('retinanet_simvit_micro_shapes'), [])], ids=['regions', 'things', 'part', 'masks', 'several', 'none'])
+def test_classes_that_may_be_right_are_not_refused(model, dataset):
+    check_classes(model if isinstance(model, nn.Module) else model(), dataset)
 
 
 def test_more_classes_than_the_data_has_are_a_warning(monkeypatch):
     lines = []
     monkeypatch.setattr('mmsimvit.engine.models.print_log', lambda line, *_: lines.append(line))
-    check_classes(build('retinanet_simvit_t_coco'), CLASSES)
+    check_classes(build('retinanet_simvit_t_coco'), data(*CLASSES))
     assert lines == ['bbox_head has num_classes=80, but the data has 3 classes: the others will not be learnt']
-    # The masks of the generated images' config are of no class.
-    check_classes(build('maskrcnn_simvit_micro_shapes', **{'model.roi_head.mask_head.num_classes': 2}), range(6))
 
 
 def test_a_training_with_too_few_classes_ends_with_the_line(workspace, monkeypatch, tmp_path):

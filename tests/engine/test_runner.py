@@ -3,7 +3,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 
 from mmsimvit.engine.pictures import read_scalars
-from mmsimvit.engine.runner import CheckedDataFlexibleRunner, CheckedDataRunner, format_configs_once
+from mmsimvit.engine.runner import CheckedDataFlexibleRunner, CheckedDataRunner, build_runner, format_configs_once
 
 
 class Nothing(BaseModel):
@@ -20,6 +20,12 @@ def test_runs_in_one_process_log_to_their_own_folders(kind, tmp_path):
         run.visualizer.add_scalars(dict(loss=1.0), step=step)
     for step, name in enumerate(('first', 'second')):
         assert read_scalars(tmp_path / name) == [dict(loss=1.0, step=step)]
+
+
+def test_a_run_formats_its_config_once(monkeypatch):
+    monkeypatch.setattr(CheckedDataRunner, 'from_cfg', lambda cfg: cfg.pretty_text)
+    assert build_runner(Config(dict(lr=1e-3))) == 'lr = 0.001\n'
+    assert Config.pretty_text.fget.__module__ == 'mmsimvit.engine.runner'
 
 
 def test_a_config_is_formatted_once_until_it_is_changed(monkeypatch):

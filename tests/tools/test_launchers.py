@@ -169,7 +169,7 @@ def test_slurm_gets_what_it_needs_and_a_requeued_job_goes_on(srun, workspace, tm
     assert 'Epoch(train) [1][2/2]' in re.sub(r' +', ' ', out), 'eight images, two a step in each of two processes'
 
     srun['GPUS'] = '1'
-    out = launch('slurm_train.sh', *words, *epochs(2), cwd=cwd, SLURM_RESTART_COUNT='1', **srun)  # the same command again
+    out = launch('slurm_train.sh', *words, *epochs(2), cwd=cwd, SLURM_RESTART_COUNT='1', **srun)  # again, with what is left
     assert 'resumed epoch: 1' in out
 
     launch('slurm_test.sh', 'gpu', 'mask', DETECTOR, tmp_path / 'work/epoch_2.pth', '--work-dir', tmp_path / 'test', *epochs(1),
