@@ -120,8 +120,8 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
                    if isinstance(getattr(part, 'num_classes', None), int) and not getattr(part, 'class_agnostic', False)]
         if numbers and min(numbers) < len(classes):
             known = ', '.join([*classes[:5], '...'][:len(classes)])
-            raise ModelError(f'{name} has num_classes={min(numbers)}, but the data has {len(classes)} classes ({known}), and the '
-                             f'last have no place in it: set model.{name}.num_classes to {len(classes)} in the config')
+            raise ModelError(f'{name} has num_classes={min(numbers)}, but the data has {len(classes)} classes ({known}), and '
+                             f'the last have no place in it: set model.{name}.num_classes to {len(classes)} in the config')
         if numbers and max(numbers) > len(classes):
             print_log(f'{name} has num_classes={max(numbers)}, but the data has {len(classes)} classes: the others will not be '
                       'learnt', 'current', logging.WARNING)
