@@ -45,6 +45,8 @@ def on_generated_images(cfg):
         elif dataset.type in ('BaseSegDataset', 'ADE20KDataset'):
             dataset.update(data_root='data/shapes', img_suffix='.png')
             dataset.data_prefix = dict(img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}')
+            if dataset.get('metainfo'):
+                dataset.metainfo = dict(classes=('background', *CLASSES))
         else:
             dataset.update(type='CustomDataset', data_root=f'data/shapes/classification/{folder}')
         shrink(dataset.pipeline)
