@@ -20,8 +20,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
-    parser.add_argument('--show-dir', metavar='DIR',
-                        help='draw the predictions into this folder; MMDetection puts it under the work dir and its time stamp')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, where the library has it')
     parser.add_argument('--allow-partial', action='store_true',
                         help='test a checkpoint that lacks parameters of the model, too, or has some of another shape')
@@ -57,7 +56,8 @@ def _draw(cfg: Config, args: argparse.Namespace) -> None:
             raise SystemExit('error: MMPreTrain cannot draw augmented images; leave out --show-dir or --tta')
         hook.update(enable=True, interval=1, out_dir=args.show_dir)
     elif cfg.default_scope == 'mmdet':
-        hook.update(draw=True, test_out_dir=args.show_dir)
+        # Which MMDetection would look for below the work dir and its time stamp.
+        hook.update(draw=True, test_out_dir=str(Path(args.show_dir).absolute()))
     else:
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir

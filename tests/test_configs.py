@@ -50,6 +50,7 @@ def on_generated_images(cfg):
         else:
             dataset.update(type='CustomDataset', data_root=f'data/shapes/classification/{folder}')
         shrink(dataset.pipeline)
+        dataset.serialize_data = False  # it collects garbage, of all that the process has
         loader.dataset = dict(type='Shapes', root='data/shapes', dataset=dataset, **SETTINGS)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if evaluator.type == 'CocoMetric':

@@ -104,7 +104,9 @@ def test_mixed_precision_in_both_types(words, expected, monkeypatch):
     assert {key: found[key] for key in ('dtype', 'loss_scale') if key in found} == expected
 
 
-def test_auto_scale_lr_scales(workspace, tmp_path):
-    out = run(TRAIN, CONFIG, '--auto-scale-lr', '--work-dir', tmp_path, *options(
-        **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 5, 'train_dataloader.batch_size': 8}), cwd=workspace)
-    assert 'Scaling the original LR by 2.0.' in out
+def test_auto_scale_lr_scales(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace)
+    main([str(CONFIG), '--auto-scale-lr', '--work-dir', str(tmp_path), *options(
+        **{'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 5, 'train_dataloader.batch_size': 8})])
+    log, = tmp_path.glob('*/*.log')
+    assert 'Scaling the original LR by 2.0.' in log.read_text()
