@@ -50,3 +50,20 @@ def own_segmentation_config(workspace, folder):
         text = text.replace(before, after)
     (folder / 'own.py').write_text(text)
     return folder / 'own.py'
+
+
+def own_classification_config(workspace, folder):
+    """The generated images as somebody's own, a folder for each class, and the config as they edit it."""
+    text = (ROOT / 'configs/simvit_micro_custom.py').read_text()
+    shapes = workspace / 'data/shapes/classification'
+    for before, after in (
+        ("'./_base_/", f"'{ROOT}/configs/_base_/"),
+        ("'data/custom/train', 'data/custom/val'", f"'{shapes}/training', '{shapes}/validation'"),
+        ('num_classes = 2', f'num_classes = {len(CLASSES)}'),
+        ('image_size = 224', 'image_size = 32'),
+        ('batch_size, max_epochs, learning_rate = 32, 50, 1e-3', 'batch_size, max_epochs, learning_rate = 8, 1, 1e-3'),
+    ):
+        assert before in text
+        text = text.replace(before, after)
+    (folder / 'own.py').write_text(text)
+    return folder / 'own.py'

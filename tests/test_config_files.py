@@ -56,7 +56,8 @@ def test_names_are_of_one_config_each():
     assert len(set(stems)) == len(stems)
 
 
-@pytest.mark.parametrize('name', ['maskrcnn_simvit_micro_custom', 'semfpn_simvit_micro_custom', 'lit_b_imagenet'])
+@pytest.mark.parametrize('name', [
+    'maskrcnn_simvit_micro_custom', 'semfpn_simvit_micro_custom', 'simvit_micro_custom', 'lit_b_imagenet'])
 def test_a_copy_is_the_same_config_anywhere(name, tmp_path):
     """What "copy the file" of the docs means, with the bases where they are."""
     copy = copy_config(name, str(tmp_path / 'new/mine.py'))

@@ -99,6 +99,8 @@ def shrink_model(model):
     for head in (model.get('decode_head'), model.get('auxiliary_head')):
         if head:
             head.num_classes = max(head.num_classes, len(CLASSES) + 1)
+    if model.type == 'ImageClassifier':
+        model.head.num_classes = max(model.head.num_classes, len(CLASSES))
     if model.type == 'SparseRCNN':
         model.rpn_head.num_proposals = model.test_cfg.rcnn.max_per_img = 20
     if 'rpn_proposal' in (model.get('train_cfg') or {}):

@@ -1,5 +1,6 @@
 """Faults in a user's data: each ends with one line that names the file and what to do."""
 import copy
+import re
 import shutil
 
 import pytest
@@ -7,8 +8,9 @@ from mmengine.config import Config
 
 from mmsimvit import DataError
 from mmsimvit.datasets import CLASSES, check_data
+from mmsimvit.train import main as train
 from tests.conftest import ROOT, run
-from tests.own_data import edit, own_segmentation_config, user_config
+from tests.own_data import edit, own_classification_config, own_segmentation_config, user_config
 
 
 def test_whole_data_passes(own, tmp_path):
@@ -135,6 +137,14 @@ def test_own_segmentation_data_trains_and_evaluates(workspace, tmp_path):
               cwd=tmp_path)
     assert 'mIoU' in out
     assert all(name in out for name in ('background', *CLASSES))  # the table of classes
+
+
+def test_own_classes_train_and_evaluate(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train([str(own_classification_config(workspace, tmp_path)), '--work-dir', 'work', '--cfg-options',
+           'train_cfg.val_interval=1', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'])
+    log, = tmp_path.glob('work/*/*.log')
+    assert re.search(r'accuracy/top1: \d', log.read_text())
 
 
 @pytest.mark.parametrize(('before', 'after', 'message'), [
