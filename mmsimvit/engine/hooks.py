@@ -110,13 +110,17 @@ class ReseedHook(Hook):
 class ClassesMatchHook(Hook):
     """Stop a training before it begins if a head has fewer classes than the data, which MMDetection would not notice.
 
+    ``mmdet.NumClassCheckHook`` is for detectors alone, wants equal numbers, also of masks that are of no class, and ends with a
+    stack trace.
+
     Raises:
         ModelError: then; the message has the setting that fits.
     """
 
     def before_train(self, runner: Runner) -> None:
         """Look at the model as it is trained, of one process or several."""
-        check_classes(getattr(runner.model, 'module', runner.model), runner.train_dataloader.dataset)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_classes(model, runner.train_dataloader.dataset)
 
 
 MOST_SKIPPED_IN_A_ROW = 20
