@@ -2,10 +2,15 @@
 
 Importing this package registers everything in it with mmengine's root registries.
 """
+import importlib.util
 import sys
 
 # `python -m mmsimvit.doctor` imports this package first, and is for environments in which torch or mmengine do not load.
 if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word in sys.orig_argv)):
+    for needed in ('torch', 'mmengine'):
+        if importlib.util.find_spec(needed) is None:
+            raise ModuleNotFoundError(f'mmsimvit needs {needed}, which is not installed; python -m mmsimvit.doctor has the '
+                                      'commands for all that is missing', name=needed)
     import torch
     from mmengine.utils import digit_version
 

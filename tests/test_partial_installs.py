@@ -19,8 +19,8 @@ OPENMMLAB = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision'}
 @pytest.fixture
 def with_only(tmp_path):
     """Runs Python where of mmcv, torchvision and the libraries only some are installed."""
-    def run_with(installed, *words, code=0):
-        hidden = OPENMMLAB - set(installed)
+    def run_with(installed, *words, code=0, without=()):
+        hidden = OPENMMLAB - set(installed) | set(without)
         metadata = tuple(name_of(installed_stack()[module]).replace('-', '_') + '-' for module in hidden)
         (tmp_path / 'site').mkdir(exist_ok=True)
         for path in SITE.iterdir():
@@ -29,6 +29,14 @@ def with_only(tmp_path):
                 link.symlink_to(path)
         return run(*words, cwd=tmp_path, code=code, site=[ROOT, tmp_path / 'site'])
     return run_with
+
+
+def test_without_mmengine_it_says_what_it_needs_and_the_doctor_how_to_get_it(with_only):
+    out = with_only((), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1, without=['mmengine'])
+    assert out.splitlines()[-1] == ('ModuleNotFoundError: mmsimvit needs mmengine, which is not installed; python -m '
+                                    'mmsimvit.doctor has the commands for all that is missing')
+    out = with_only((), '-m', 'mmsimvit.doctor', code=1, without=['mmengine'])
+    assert f'pip install {installed_stack()["mmengine"]}' in out
 
 
 def test_torch_and_mmengine_give_the_backbones(with_only):

@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='published checkpoint of a classifier or detector')
     parser.add_argument('dst', help='file to write')
-    parser.add_argument('--system', required=True, choices=list(SYSTEMS), help='the system it was published for')
+    parser.add_argument('--system', required=True, choices=list(SYSTEMS), help='the backbone whose published weights these are')
     args = parser.parse_args(argv)
     with one_line_errors():
         convert(args.src, args.dst, args.system)

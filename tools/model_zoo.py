@@ -34,7 +34,8 @@ whole model. GMACs, which papers call FLOPs, are of the whole model and one imag
 for segmentors, 224 x 224 for classifiers, and the size of their images for the generated ones; `tools/get_flops.py` says what
 is counted. A backbone that is "changed" has the windows or the tables of biases that were published for this task, others than
 the arch of that name. Published scores are those of the papers' authors, with their code, from the source named above each
-table, which has the weights as well, to be [converted](existing_config.md#weights-to-start-from) once. A score in the last
+table, which has the weights as well, to be [converted](existing_config.md#weights-to-start-from) once. Images a step are those
+of all GPUs together. A score in the last
 column is one that a training with this project gave; **{reproduced}**.
 """
 
@@ -82,7 +83,7 @@ def render(counts: dict[str, Any], index: dict[str, Any]) -> str:
         name, paper, source = collection['Name'], collection['Paper'], collection['Code']['URL']
         released = next(system.released for system in SYSTEMS.values() if system.backbone == name.replace(' ', ''))
         lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores and weights ({", ".join(released)}): '
-                  f'[{source.removeprefix("https://github.com/")}]({source}).', '']
+                  f'[{source.removeprefix("https://github.com/")}]({source}). Licence there: {collection["License"]}.', '']
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]
         lines += table(rows, counts, entries)
     lines += ['## Generated images, your own data, comparison',
@@ -99,9 +100,14 @@ def table(paths: list[str], counts: dict[str, Any], entries: dict[str, Any]) -> 
         published = ', '.join(filter(None, (scores(result['Metrics']) for result in entry.get('Results', []))))
         reproduced = scores(entry.get('Metadata', {}).get('Reproduced', {}))
         lines.append('| ' + ' | '.join([
-            f'`{Path(path).stem}`', backbone(cfg), f'{counts[path]["parameters"]:,}', f'{counts[path]["macs"] / 1e9:.1f}',
+            f'`{Path(path).stem}`', backbone(cfg), f'{counts[path]["parameters"]:,}', gigas(counts[path]['macs']),
             schedule(cfg), published, reproduced]) + ' |')
     return [*lines, '']
+
+
+def gigas(number: float) -> str:
+    """Such as ``247.2`` and ``0.65``."""
+    return f'{number / 1e9:.{1 if number >= 1e9 else 2}f}'
 
 
 def scores(metrics: dict[str, float]) -> str:

@@ -3,7 +3,7 @@
 Needs Python with venv, a C++ compiler and a package index; pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS ...) are
 honoured. mmcv is taken from its publishers' wheels where there is one for this torch and its ops load. Elsewhere it is compiled
 once and its wheel kept under $MMSIMVIT_CACHE (~/.cache/mmsimvit by default), in a folder named by the versions of mmcv, torch
-and Python that it was built with.
+and Python that it was built with, and by the settings of its compilation.
 """
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ STACKS = {'upstream': 'requirements.txt', 'onedl': 'requirements-onedl.txt'}
 # Pages of wheels that mmcv's publishers built, by the version of torch and its build (cpu, cu126 ...).
 PUBLISHED = {'mmcv': 'https://download.openmmlab.com/mmcv/dist/{build}/torch{torch}/index.html',
              'onedl-mmcv': 'https://mmwheels.onedl.ai/{build}-torch{digits}/index.html'}
+# What else mmcv is compiled by, beside CFLAGS.
+BUILD_SETTINGS = ('CC', 'CXX', 'CXXFLAGS', 'CPPFLAGS', 'LDFLAGS', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'MMCV_CUDA_ARGS')
 # An installation that was cut leaves packages of which pip believes that they are there. From Python 3.12 on, package.files is
 # without what is missing.
 PROBE = '''
@@ -141,8 +143,7 @@ class Setup:
             stop(f'torch does not load: {last_line(probe.stderr)}')
         torch, device, cuda_home = probe.stdout.strip().split(maxsplit=2)
         python = f'cp{sys.version_info[0]}{sys.version_info[1]}'
-        flags = compiler_flags().replace(' ', '')
-        key = f'{self.mmcv.replace("==", "")}-torch{torch}-{device}-{python}-{sys.platform}-{platform.machine()}{flags}'
+        key = f'{self.mmcv.replace("==", "")}-torch{torch}-{device}-{python}-{sys.platform}-{platform.machine()}-{build_key()}'
         cache = Path(os.environ.get('MMSIMVIT_CACHE', Path.home() / '.cache/mmsimvit')) / key
         for wheel in cache.glob('*.whl'):
             self.pip('install', '--no-deps', '--force-reinstall', str(wheel))
@@ -261,6 +262,12 @@ def compiler_flags() -> str:
     setuptools takes CFLAGS in place of Python's own flags, so that without -O here nothing would be optimised.
     """
     return os.environ.get('CFLAGS', '-O2 -DNDEBUG') + ' -g0'
+
+
+def build_key() -> str:
+    """Eight digits that stand for the settings of mmcv's compilation, which may hold paths."""
+    settings = {name: os.environ[name] for name in BUILD_SETTINGS if name in os.environ}
+    return hashlib.sha256(json.dumps([compiler_flags(), settings]).encode()).hexdigest()[:8]
 
 
 def clean_environment() -> dict:

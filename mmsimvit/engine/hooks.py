@@ -37,11 +37,15 @@ class CheckpointMatchHook(Hook):
         self.whole = whole
 
     def before_train(self, runner: Runner) -> None:
-        """Compare the iterations at which the processes begin."""
+        """Compare the iterations at which the processes begin, and say so if the last one is over."""
         begun = all_gather_object(runner.iter)
         if len(set(begun)) > 1:
             raise CheckpointError(f'the processes begin at the iterations {begun}: each looks for the last checkpoint in its '
                                   f'work dir, and {runner.work_dir} is not the same folder on all machines; use a shared one')
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(f'nothing is left to train: {runner._load_from} is of iteration {runner.iter} of '
+                                  f'{runner.max_iters}, the last. For more, train longer (train_cfg.max_epochs or max_iters, and '
+                                  'the ends of param_scheduler), or start a new training from it with load_from')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the names and shapes of checkpoint and model, and log how many fit."""

@@ -128,7 +128,7 @@ def test_all_processes_leave_out_what_one_cannot_use(tmp_path):
 
 def begin(rank, folder):
     """What one of two processes does that have found different checkpoints."""
-    CheckpointMatchHook().before_train(SimpleNamespace(iter=7, work_dir='work'))
+    CheckpointMatchHook().before_train(SimpleNamespace(iter=7, max_iters=8, work_dir='work'))
     with pytest.raises(CheckpointError, match=r'processes begin at the iterations \[0, 100\]: .* work is not the same folder'):
         CheckpointMatchHook().before_train(SimpleNamespace(iter=100 * rank, work_dir='work'))
 

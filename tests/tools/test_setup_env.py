@@ -141,3 +141,28 @@ def test_a_published_wheel_for_this_torch_is_taken(script, setup, wheels, monkey
     assert not setup.ops_work()  # it has none, and is not left at that
     assert not setup.fetch_wheel('2.11.0+cu130', tmp_path / 'not there')
     assert 'no published wheels for torch 2.11.0+cu130: http://127.0.0.1' in capfd.readouterr().out
+
+
+def test_mmcv_is_compiled_once_for_the_same_settings(script, setup, monkeypatch, tmp_path):
+    """The second environment takes the kept wheel; another compiler flag, with a path in it, does not."""
+    monkeypatch.setenv('MMSIMVIT_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.delenv('CFLAGS', raising=False)
+    installed, built = [], []
+
+    def build(folder):
+        built.append(script.build_key())
+        folder.mkdir(parents=True)
+        (folder / 'mmcv.whl').touch()
+
+    monkeypatch.setattr(setup, 'run_python', lambda code: subprocess.CompletedProcess([], 0, '2.11.0+cpu cpu -\n', ''))
+    monkeypatch.setattr(setup, 'ops_work', lambda: bool(installed))
+    monkeypatch.setattr(setup, 'pip', lambda *words: installed.append(words[-1]))
+    monkeypatch.setattr(setup, 'fetch_wheel', lambda torch, folder: False)
+    monkeypatch.setattr(setup, 'build_wheel', build)
+    for flags in (None, None, '-O3 -isystem /opt/include'):
+        if flags:
+            monkeypatch.setenv('CFLAGS', flags)
+        installed.clear()
+        setup.install_mmcv()
+    assert len(built) == 2
+    assert {path.name.rpartition('-')[2] for path in (tmp_path / 'cache').iterdir()} == set(built)

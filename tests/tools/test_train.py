@@ -81,6 +81,7 @@ def test_weights_that_a_resumed_training_does_not_need_may_be_gone(workspace, tm
     out = run(TRAIN, CONFIG, '--resume', tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'named',
               *options(**once, **weights), cwd=workspace)
     assert 'resumed epoch: 1' in out
+    assert f'nothing is left to train: {tmp_path}/epoch_1.pth is of iteration 2 of 2' in out
     again = configure(parse_args([*map(str, [CONFIG, '--work-dir', tmp_path, '--resume']), *options(**once, **weights)]))
     assert (again.load_from, again.model.backbone.get('init_cfg')) == (str(tmp_path / 'epoch_1.pth'), None)
     out = refusal(main, CONFIG, '--work-dir', tmp_path / 'new', *options(**once, **weights, resume=True), cwd=workspace)
