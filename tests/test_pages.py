@@ -2,7 +2,7 @@
 
 What trains or reads the generated data set does so with a small one, and the benchmark with few rounds: the ``python`` that
 the pages call adds these options. A block that cannot run has a comment before it, ``<!-- not run: why -->``; a fragment of a
-config has ``<!-- a fragment of: NAME -->``, and is read as a child of that config whose model is built.
+config has ``<!-- a fragment of: NAME -->``, and is read as a child of that config whose model and optimizer are built.
 
 Not part of the usual run, since it takes minutes: ``python -m pytest -m pages``.
 """
@@ -32,12 +32,15 @@ os.execv({python!r}, [{python!r}, *words])
 '''
 FRAGMENT = '''
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 import torch
 cfg = Config.fromfile({file!r})
 cfg.model.backbone.pop('init_cfg', None)
 with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
-    MODELS.build(cfg.model)
+    model = MODELS.build(cfg.model)
+if 'optim_wrapper' in cfg:
+    build_optim_wrapper(model, cfg.optim_wrapper)
 '''
 
 
@@ -105,6 +108,9 @@ def test_blocks_say_what_they_are(page):
     for block in found:
         assert block.language in ('shell', 'python', 'diff', 'text', 'bibtex'), f'{page.name}:{block.line}'
         assert block.not_run is None or len(block.not_run.split()) > 1, f'{page.name}:{block.line}'
+        if block.not_run is None and block.language in ('text', 'diff'):
+            commands = re.findall(r'^\+?(?:make |pip |python |tools/|\w+ ?= ?dict\().*', block.code, re.M)
+            assert not commands, f'{page.name}:{block.line} is neither run nor says why not'
 
 
 def test_links_of_the_readme_and_pages_lead_somewhere():

@@ -175,5 +175,6 @@ for name, config in configs.items():
 #   batches the order can be another: `benchmark` measures there as well
 #   (`--device cuda --sizes 512x512 --batch-sizes 1 8`).
 #
-# To compare on your own data, change `data_root`, `classes`, `palette` and `image_size` in the shared config, and train
-# longer.
+# To compare on your own data, change `data_root`, `img_suffix`, `classes` and `palette` in the shared config. For images of
+# several sizes take `_base_.train_pipeline` and `_base_.test_pipeline`, which resize and crop, for the two pipelines, their
+# crop for `image_size`, and a `batch_size` of 1 for validation. And train longer.

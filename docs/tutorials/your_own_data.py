@@ -126,7 +126,7 @@ randomness = dict(seed=0)
 
 # %% [markdown]
 # Workers are processes that load images beside the training. In a notebook, and for tiny images, it is simplest to have
-# none (`num_workers=0`); leave those lines out on a real machine.
+# none; on a real machine take `num_workers=0, persistent_workers=False` out of both lines.
 #
 # ## A mistake
 # Before a training begins, mmsimvit looks at the data: are folders and images there, does every class have a category,

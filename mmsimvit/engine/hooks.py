@@ -44,8 +44,8 @@ class CheckpointMatchHook(Hook):
                                   f'work dir, and {runner.work_dir} is not the same folder on all machines; use a shared one')
         if runner.iter >= runner.max_iters:
             runner.logger.warning(f'nothing is left to train: {runner._load_from} is of iteration {runner.iter} of '
-                                  f'{runner.max_iters}, the last. For more, train longer (train_cfg.max_epochs or max_iters, and '
-                                  'the ends of param_scheduler), or start a new training from it with load_from')
+                                  f'{runner.max_iters}, the last. For more, train longer (train_cfg.max_epochs or max_iters, '
+                                  'and the ends of param_scheduler), or start a new training from it with load_from')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the names and shapes of checkpoint and model, and log how many fit."""
