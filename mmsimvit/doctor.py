@@ -213,9 +213,15 @@ def find_conflicts(found: Found) -> list[Finding]:
     elif (version['torch'][:1] == (2, ) and version.get('torchvision')
           and version['torchvision'][:2] != (0, version['torch'][1] + 15)):
         wrong('torchvision', f'torchvision {text["torchvision"]} is not made for torch {text["torch"]}')
-    for module in ('torchvision', 'mmengine', 'mmcv'):
-        if module not in found:
+    if 'mmengine' not in found:
+        wrong('mmengine', 'mmengine is not installed')
+    absent = [module for module in LIBRARIES if module not in found]
+    for module, use in (('torchvision', 'LIT'), ('mmcv', 'the configs')):
+        if module not in found and len(absent) < len(LIBRARIES):
             wrong(module, f'{module} is not installed')
+        elif module not in found:
+            findings.append(Finding(f'{module} is not installed; {use} alone would need it', reinstall(module, found),
+                                    is_wrong=False))
     if 'mmengine' in usual and not () < version.get('setuptools', ()) < (81, ):
         wrong('setuptools', f'mmengine {text["mmengine"]} needs pkg_resources, which setuptools has before 81; this is '
               f'{text.get("setuptools", "not installed")}')
@@ -230,12 +236,8 @@ def find_conflicts(found: Found) -> list[Finding]:
     lacking = [module for module in ('ftfy', 'regex') if module not in found]
     if 'mmseg' in found and lacking:
         wrong('mmseg', f'mmsegmentation imports {" and ".join(lacking)} without asking for it', pip('install', *lacking))
-    absent = [module for module in LIBRARIES if module not in found]
-    if len(absent) == len(LIBRARIES):
-        wrong('mmdet', f'none of {", ".join(LIBRARIES)} is installed')
-    else:
-        findings += [Finding(f'{LIBRARIES[module][0]} is not installed; its configs alone need it', reinstall(module, found),
-                             is_wrong=False) for module in absent]
+    findings += [Finding(f'{LIBRARIES[module][0]} is not installed; its configs alone need it', reinstall(module, found),
+                         is_wrong=False) for module in absent]
     return findings
 
 

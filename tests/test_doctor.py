@@ -171,7 +171,6 @@ def test_among_forks_a_fork_is_missing(module, command):
     (dict(mmcv='onedl-mmcv 2.3.0', mmdet=None), 'mmsegmentation 1.2.2 refuses mmcv 2.3.0', 'uninstall -y onedl-mmcv && '),
     (dict(mmdet='2.28.2'), 'mmsimvit is for MMDetection 3.x, this is 2.28.2', '--no-deps mmdet==3.3.0'),
     (dict(ftfy=None, regex=None), 'imports ftfy and regex', 'install ftfy regex'),
-    (dict(mmdet=None, mmseg=None, mmpretrain=None), 'none of mmdet, mmseg, mmpretrain is installed', 'install mmdet==3.3.0'),
 ])
 def test_conflicts(changes, text, command):
     versions = {module: version for module, version in {**WHOLE, **changes}.items() if version}
@@ -181,6 +180,15 @@ def test_conflicts(changes, text, command):
     assert shlex.split(wrong[0].command)[0] == sys.executable
     allowed = {text} | ({'mmcv is not installed'} if 'mmcv' in changes else set())
     assert all(any(part in finding.text for part in allowed) for finding in wrong)
+
+
+def test_torch_and_mmengine_are_enough():
+    alone = {module: WHOLE[module] for module in ('torch', 'numpy', 'setuptools', 'mmengine')}
+    notes = doctor.find_conflicts(environment(**alone))
+    assert [(note.text.split(' is ')[0], note.is_wrong) for note in notes] == [
+        (name, False) for name in ('torchvision', 'mmcv', 'MMDetection', 'MMSegmentation', 'MMPreTrain')]
+    assert [finding.text for finding in doctor.find_conflicts(environment(**alone, mmdet='3.3.0')) if finding.is_wrong] == [
+        'torchvision is not installed', 'mmcv is not installed']
 
 
 def test_a_missing_library_is_no_error():

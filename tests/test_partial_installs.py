@@ -1,4 +1,5 @@
 """With parts of the stack alone, what should work works, and the rest says what to install."""
+import re
 import sysconfig
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_without_mmengine_it_says_what_it_needs_and_the_doctor_how_to_get_it(wit
     assert out.splitlines()[-1] == ('ModuleNotFoundError: mmsimvit needs mmengine, which is not installed; python -m '
                                     'mmsimvit.doctor has the commands for all that is missing')
     out = with_only((), '-m', 'mmsimvit.doctor', code=1, without=['mmengine'])
-    assert f'pip install {installed_stack()["mmengine"]}' in out
+    assert re.search(r'wrong\n.*mmengine is not installed\n.*-m pip install mmengine==', out, re.S)
 
 
 def test_torch_and_mmengine_give_the_backbones(with_only):
@@ -60,6 +61,7 @@ except ImportError as error:
                            str(ROOT / 'configs/simvit_t_imagenet.py')]
     assert 'LIT' in lines[-1]
     assert 'pip install torchvision' in lines[-1]
+    assert with_only((), '-m', 'mmsimvit.doctor').splitlines()[-1] == 'nothing is wrong'
 
 
 @pytest.mark.parametrize('library', LIBRARIES)
