@@ -13,11 +13,6 @@ def version() -> str:
     return line.split("'")[1]
 
 
-def stack(file: str) -> list[str]:
-    lines = (ROOT / file).read_text(encoding='utf-8').splitlines()
-    return [line for line in lines if line and not line.startswith('#')]
-
-
 class BuildWithMim(build_py):
     """The package and, in its folder .mim, what mim looks for there: configs, tools and the index of models."""
 
@@ -46,5 +41,4 @@ setup(
     # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the
     # OpenMMLab packages have forks of other names with the same import names.
     install_requires=[],
-    extras_require={'stack': stack('requirements.txt'), 'onedl': stack('requirements-onedl.txt')},
 )

@@ -81,7 +81,7 @@ for config in {[LIBRARIES[other][1] for other in others]}:
 ''')
     assert out.strip().splitlines()[-2:] == [
         f'error: {LIBRARIES[other][1]} is a config of {other}, which is not installed; pip install '
-        f'{name_of(installed_stack()[other])}{" ftfy regex" * (other == "mmseg")}' for other in others]
+        f'{installed_stack()[other]}{" ftfy regex" * (other == "mmseg")}' for other in others]
 
 
 def test_a_library_without_mmcv_is_told_what_it_lacks(with_only):

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
 from ..config_files import ConfigError, find_config
-from ..stacks import installed_stack, name_of
+from ..stacks import installed_stack
 
 # By their paths, so that the config in a work dir serves the libraries' own tools as well.
 MATCH_HOOK = 'mmsimvit.engine.CheckpointMatchHook'
@@ -73,7 +73,7 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     scope = cfg.get('default_scope')
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
-                         f'pip install {name_of(installed_stack()[scope])}{" ftfy regex" * (scope == "mmseg")}')
+                         f'pip install {installed_stack()[scope]}{" ftfy regex" * (scope == "mmseg")}')
     if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
                          'python -m mmsimvit.doctor gives the command')
