@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 12))
 # The OpenMMLab packages of OpenMMLab, and the forks that others maintain under the same import names.
 STACKS = {'upstream': 'requirements.txt', 'onedl': 'requirements-onedl.txt'}
-# Pages of wheels that mmcv's publishers built, by the version of torch and its build (cpu, cu126 ...).
+# Pages of wheels that mmcv's publishers built, by the minor release of torch (2.8.0 for 2.8.1) and its build (cpu, cu126 ...):
+# those that openmim 0.3.9 and onedl-mim 0.5.1 look at.
 PUBLISHED = {'mmcv': 'https://download.openmmlab.com/mmcv/dist/{build}/torch{torch}/index.html',
-             'onedl-mmcv': 'https://mmwheels.onedl.ai/{build}-torch{digits}/index.html'}
+             'onedl-mmcv': 'https://mmwheels.onedl.ai/{build}-torch{digits}/simple/onedl-mmcv/index.html'}
 # What else mmcv is compiled by, beside CFLAGS.
 BUILD_SETTINGS = ('CC', 'CXX', 'CXXFLAGS', 'CPPFLAGS', 'LDFLAGS', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'MMCV_CUDA_ARGS')
 # An installation that was cut leaves packages of which pip believes that they are there. From Python 3.12 on, package.files is
@@ -184,7 +185,8 @@ class Setup:
             folder: where the wheel goes.
         """
         version, _, build = torch.partition('+')
-        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=version, digits=version.replace('.', ''), build=build or 'cpu')
+        minor = '.'.join([*version.split('.')[:2], '0'])
+        page = PUBLISHED[self.mmcv.split('==')[0]].format(torch=minor, digits=minor.replace('.', ''), build=build or 'cpu')
         try:  # pip itself would try for minutes
             urllib.request.urlopen(page, timeout=10).close()
             links = ['--find-links', page]

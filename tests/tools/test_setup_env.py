@@ -115,6 +115,7 @@ def wheels(tmp_path):
 
 
 def test_pages_of_published_wheels(script, setup, monkeypatch):
+    """One page serves all patch releases of a torch."""
     asked = []
 
     def refuse(page, timeout):
@@ -124,9 +125,9 @@ def test_pages_of_published_wheels(script, setup, monkeypatch):
     monkeypatch.setattr(script.urllib.request, 'urlopen', refuse)
     monkeypatch.setattr(subprocess, 'run', lambda *_, **__: subprocess.CompletedProcess([], 1))
     forks = script.Setup(setup.venv, script.read_requirements('onedl'))
-    assert not setup.fetch_wheel('2.4.0+cu121', setup.venv) and not forks.fetch_wheel('2.8.0+cu128', setup.venv)
+    assert not setup.fetch_wheel('2.4.1+cu121', setup.venv) and not forks.fetch_wheel('2.10.1+cu128', setup.venv)
     assert asked == ['https://download.openmmlab.com/mmcv/dist/cu121/torch2.4.0/index.html',
-                     'https://mmwheels.onedl.ai/cu128-torch280/index.html']
+                     'https://mmwheels.onedl.ai/cu128-torch2100/simple/onedl-mmcv/index.html']
 
 
 def test_a_published_wheel_for_this_torch_is_taken(script, setup, wheels, monkeypatch, tmp_path, capfd):
