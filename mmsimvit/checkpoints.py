@@ -71,7 +71,7 @@ SYSTEMS = {
     'lit':
     System(
         backbone='LIT',
-        source='https://github.com/zhuang-group/LIT',
+        source='https://github.com/ziplab/LIT',
         released=('ti', 's', 'm', 'b'),
         rules=(
             # ti
