@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,10 +116,29 @@ def test_blocks_say_what_they_are(page):
 
 
 def test_links_of_the_readme_and_pages_lead_somewhere():
-    """Those within the repository; the site's builder checks those between its pages once more, with their anchors."""
+    """Those within the repository, to a heading where they name one; the site's builder checks those of its pages once more."""
     for page in PAGES:
-        for target in re.findall(r'\]\((?!https?://|#|mailto:)([^)#\s]+)', page.read_text()):
-            assert (page.parent / target).exists(), f'{page.name}: {target}'
+        for target, heading in re.findall(r'\]\((?!https?://|mailto:)([^)#\s]*)#?([^)\s]*)\)', page.read_text()):
+            found = page.parent / target if target else page
+            assert found.exists(), f'{page.name}: {target}'
+            headings = [re.sub(r'[^\w -]', '', line).strip().lower().replace(' ', '-')
+                        for line in re.findall(r'^#+ (.+)', found.read_text(), re.M)] if heading else []
+            assert not heading or heading in headings, f'{page.name}: {target}#{heading}, of {headings}'
+
+
+@pytest.mark.pages
+@pytest.mark.parametrize('address', sorted({
+    address for page in PAGES for address in re.findall(r'\]\((https?://[^)\s]+)\)', page.read_text())}))
+def test_other_sites_have_what_the_pages_link(address):
+    """Skipped where there is no way to the site, or it turns programs away; only what is not there fails."""
+    request = urllib.request.Request(address, method='HEAD', headers={'User-Agent': 'Mozilla/5.0'})
+    try:
+        urllib.request.urlopen(request, timeout=20).close()
+    except urllib.error.HTTPError as error:
+        assert error.code not in (404, 410), f'{address}: {error}'
+        pytest.skip(f'{address}: {error}')
+    except OSError as error:
+        pytest.skip(f'no way to {address}: {error}')
 
 
 def test_a_failing_block_is_found():
