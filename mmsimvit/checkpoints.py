@@ -264,6 +264,12 @@ class Match(NamedTuple):
         """Whether nothing is missing, of another shape or unused."""
         return not (self.missing or self.reshaped or self.unused)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether all that predictions take is there; an auxiliary head is for training, and published checkpoints are often
+        without."""
+        return not self.reshaped and all(name.startswith('auxiliary_head') for name in self.missing)
+
     def problems(self) -> str:
         """One line that names at most three of each kind."""
         kinds = (('missing', self.missing), ('of another shape', self.reshaped), ('not used', self.unused))

@@ -84,6 +84,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, metavar='N',
                         help='take up to N images at a time through the model, where successive ones have the same size '
                         '(%(default)s by default)')
+    parser.add_argument('--allow-partial', action='store_true',
+                        help='predict with a checkpoint that lacks parameters of the model, too, or has some of another shape')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as model.test_cfg.rcnn.score_thr=0.01')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)  # which load_config asks for, too
@@ -158,13 +160,14 @@ class Predictor:
         cfg: from ``configure``.
         checkpoint: path of the checkpoint.
         device: None for a GPU if there is one.
+        whole: whether the checkpoint must give all parameters that predictions take.
 
     Raises:
         CheckpointError: if the checkpoint is missing, cut short, no checkpoint or one of another model.
         SystemExit: if there is no such device.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None, whole: bool = True) -> None:
         device = _existing_device(device or get_device())
         content = load_file(checkpoint)
         self.scope = cfg.default_scope
@@ -180,6 +183,10 @@ class Predictor:
         if found.matched == 0:
             raise CheckpointError(f'checkpoint {checkpoint} gives none of the {found.total} parameters of '
                                   f'{type(self.model).__name__}: {found.problems()}; is it of this config?')
+        if whole and not found.predicts:
+            raise CheckpointError(f'checkpoint {checkpoint} gives {found.matched} of the {found.total} parameters of '
+                                  f'{type(self.model).__name__}; {found.problems()}; is it of this config? If the rest may be '
+                                  'random: --allow-partial')
         if not found.complete:
             print_log(f'warning: the checkpoint gives {found.matched} of {found.total} parameters; {found.problems()}')
         self.classes, palette = find_classes(self.model, content.get('meta') or {}, cfg.test_dataloader.dataset)
@@ -305,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
         out_dir = args.out_dir or Path(cfg.work_dir, 'predictions')
         images = find_images(args.images, out_dir)
         check_work_dir(out_dir)
-        predictor = Predictor(cfg, args.checkpoint, args.device)
+        predictor = Predictor(cfg, args.checkpoint, args.device, whole=not args.allow_partial)
         left_out = []
         with Progress() as progress:
             task = progress.add_task('predicting', total=len(images))

@@ -68,8 +68,7 @@ class CheckpointMatchHook(Hook):
         if runner._resume and not found.complete:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: it gives {found.matched} of '
                                   f'{found.total} parameters; {found.problems()}; is it of this config?')
-        # An auxiliary head is for training, and published checkpoints are often without.
-        if self.whole and (found.reshaped or any(not name.startswith('auxiliary_head') for name in found.missing)):
+        if self.whole and not found.predicts:
             raise CheckpointError(f'checkpoint {runner._load_from} gives {found.matched} of the {found.total} parameters of '
                                   f'{type(model).__name__}; {found.problems()}; is it of this config? If the rest may be '
                                   'random, or is renamed or resized when it is loaded: --allow-partial')

@@ -217,6 +217,19 @@ def test_bad_files_end_with_one_line(untrained, images, tmp_path):
         assert '\n' not in str(error.value)
 
 
+def test_a_checkpoint_of_another_model_is_refused_unless_a_part_will_do(untrained, images, tmp_path):
+    """With a backbone of the same widths it gives most parameters, and what it lacks would be random."""
+    made = untrained['mmpretrain']
+    weights = torch.load(made.checkpoint)['state_dict']
+    part = {name: value for name, value in weights.items() if not name.startswith('head.')}
+    torch.save(dict(state_dict=part), tmp_path / 'part.pth')
+    words = [str(images), str(made.config), str(tmp_path / 'part.pth'), '--out-dir', str(tmp_path / 'out'), '--device', 'cpu']
+    with pytest.raises(SystemExit, match=rf'part.pth gives {len(part)} of the {len(weights)} parameters of ImageClassifier; 2 '
+                                         r'missing \(head.fc.weight, head.fc.bias\); is it of this config\?.*--allow-partial'):
+        main(words)
+    assert not (tmp_path / 'out').exists() or not any((tmp_path / 'out').iterdir())
+
+
 def test_which_images_are_found(tmp_path):
     for name in ('b.PNG', 'a/c.jpg', 'a/.hidden.jpg', '.folder/d.jpg', 'e.txt', 'out/f.jpg', 'out/f.jpg.drawn.jpg',
                  'out/x/f.jpg.classes.png', 'a/g.drawn.jpg'):
