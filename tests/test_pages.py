@@ -90,7 +90,7 @@ def test_what_a_page_shows_runs(page, sandbox):
         if block.fragment_of:
             file = sandbox / 'fragment.py'
             of = base_of(block.fragment_of) if '::' in block.fragment_of else str(ROOT / 'configs' / block.fragment_of)
-            base = '' if '_base_' in block.code else f'_base_ = {of!r}\n'
+            base = '' if '_base_ =' in block.code else f'_base_ = {of!r}\n'
             file.write_text(base + block.code)
             command = [sys.executable, '-c', FRAGMENT.format(file=str(file))]
         elif block.language == 'python':

@@ -88,3 +88,10 @@ def test_a_library_without_mmcv_is_told_what_it_lacks(with_only):
     out = with_only(('mmdet', 'torchvision'), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1)
     assert out.splitlines() == ['error: maskrcnn_simvit_micro_shapes is a config of mmdet, which needs mmcv, and that is not '
                                 'installed; python -m mmsimvit.doctor gives the command']
+
+
+def test_a_missing_library_is_not_all_that_is_lacking_without_mmcv(with_only):
+    out = with_only((), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1)
+    assert out.splitlines() == [
+        'error: maskrcnn_simvit_micro_shapes is a config of mmdet, which is not installed; pip install '
+        f'{installed_stack()["mmdet"]}; it also needs mmcv: python -m mmsimvit.doctor gives the commands']

@@ -37,6 +37,10 @@ class CheckedPipeline(Compose):
         except (AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError, cv2.error) as error:
             if isinstance(error, DataError) or name is None:
                 raise
+            if 'when load annotation the `reduce_zero_label` is' in str(error):  # MMSegmentation's LoadAnnotations
+                raise DataError(
+                    f'{error}: give the data set and the LoadAnnotations of its pipeline the same reduce_zero_label, True if 0 '
+                    "in label maps stands for none, as in ADE20K's, whose configs have it in both") from error
             raise DataError(f'image {name}{f" with label map {labels}" if labels else ""} {_reason(error)}; replace it, or '
                             'take it out of the data') from error
         sample = packed.get('data_samples') if isinstance(packed, dict) else None

@@ -40,9 +40,16 @@ def explain(error: Exception) -> str | None:
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
     argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument ('\w+')", last_line)
     ours = {kind.__name__ for kind in PyramidBackbone.__subclasses__()}
+    if isinstance(error, TypeError) and argument and argument[1] in ours and argument[2] == "'pretrained'":
+        return (f"{argument[1]} has no argument 'pretrained', which MMSegmentation's bases set for the whole model: "
+                'model=dict(pretrained=None, ...) takes it out; weights are init_cfg of the backbone')
     if isinstance(error, TypeError) and argument and argument[1] in ours:
         return (f'{argument[1]} has no argument {argument[2]}; if the config inherits it from another backbone, '
                 f"backbone=dict(_delete_=True, type='{argument[1]}', ...) takes it out")
+    palette = re.match(r"palette does not match classes as metainfo (.{,300})", last_line)  # mmseg.datasets.BaseSegDataset
+    if isinstance(error, ValueError) and palette:
+        return ('the palette of the data set must have one colour for each of its classes, or be [] for colours at random; its '
+                f'metainfo is {palette[1]}')
     if isinstance(error, ValueError) and (backbone := _backbone_of(error)):
         return last_line if backbone in last_line else f'{backbone}: {last_line}'
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:

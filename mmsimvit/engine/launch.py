@@ -72,8 +72,9 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     scope = cfg.get('default_scope')
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
+        more = '' if importlib.util.find_spec('mmcv') else '; it also needs mmcv: python -m mmsimvit.doctor gives the commands'
         raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
-                         f'pip install {installed_stack()[scope]}{" ftfy regex" * (scope == "mmseg")}')
+                         f'pip install {installed_stack()[scope]}{" ftfy regex" * (scope == "mmseg")}{more}')
     if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
                          'python -m mmsimvit.doctor gives the command')
@@ -96,6 +97,19 @@ def _check_options(cfg: Config, options: dict[str, Any]) -> None:
             raise ConfigError(f'--cfg-options {key}={value} would change nothing: {reason}; name the setting itself, such as '
                               'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs. What code of '
                               'your own reads belongs in the file')
+        *parents, last = key.split('.')
+        parent: Any = cfg._cfg_dict
+        for part in parents:
+            parent = parent.get(part) if isinstance(parent, dict) else None
+        known = [*parent] if isinstance(parent, dict) else []
+        if last not in known and (meant := [other for other in known if _letters(other) == _letters(last)]):
+            raise ConfigError(f'--cfg-options {key}={value}: there is no {key}; did you mean '
+                              f'{".".join([*parents, meant[0]])}?')
+
+
+def _letters(name: str) -> str:
+    """What is left of a name when an underscore, a capital or a plural is got wrong."""
+    return name.lower().replace('_', '').removesuffix('s')
 
 
 def add_hook(cfg: Config, name: str, **settings: Any) -> None:

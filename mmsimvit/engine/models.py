@@ -98,26 +98,30 @@ def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: i
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
-    """Compare the classes of a training's data with those of the heads of a detector or classifier.
+    """Compare the classes of a training's data with those of the heads.
 
-    To MMDetection a class beyond those of the head is background, and would go unlearnt in silence. Heads of regions alone, or
-    of words, are left alone; MMSegmentation's label maps are compared when they are read.
+    To MMDetection a class beyond those of the head is background, and would go unlearnt in silence; to the losses of the other
+    libraries it is an index out of bounds. Heads of regions, words, depth or edges are left alone.
 
     Raises:
         ModelError: if a head has fewer; the message has the setting that fits.
     """
     info = getattr(dataset, 'metainfo', None)
     classes = (info.get('thing_classes') or info.get('classes')) if isinstance(info, dict) else None
-    if not isinstance(classes, (list, tuple)) or is_a(model, 'RPN') or hasattr(model, 'language_model'):
+    others = is_a(model, 'RPN') or is_a(model, 'DepthEstimator') or hasattr(model, 'language_model')
+    if not isinstance(classes, (list, tuple)) or others:
         return
     boxes, regions, head = (getattr(model, name, None) for name in ('bbox_head', 'roi_head', 'head'))
     if not is_a(model, 'BaseClassifier') or classes == getattr(type(dataset), 'METAINFO', {}).get('classes'):
         head = None  # a part of ImageNet still has the names of all its classes
     for name, found in (('bbox_head', boxes), ('roi_head.bbox_head', getattr(regions, 'bbox_head', None)),
-                        ('roi_head.mask_head', getattr(regions, 'mask_head', None)), ('head', head)):
+                        ('roi_head.mask_head', getattr(regions, 'mask_head', None)), ('head', head),
+                        ('decode_head', getattr(model, 'decode_head', None)),
+                        ('auxiliary_head', getattr(model, 'auxiliary_head', None))):
         heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
         numbers = [part.num_classes for part in heads
-                   if isinstance(getattr(part, 'num_classes', None), int) and not getattr(part, 'class_agnostic', False)]
+                   if isinstance(getattr(part, 'num_classes', None), int) and not getattr(part, 'class_agnostic', False)
+                   and type(part).__name__ != 'STDCHead']  # of edges
         if numbers and min(numbers) < len(classes):
             known = ', '.join([*classes[:5], '...'][:len(classes)])
             raise ModelError(f'{name} has num_classes={min(numbers)}, but the data has {len(classes)} classes ({known}), and '

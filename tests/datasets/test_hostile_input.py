@@ -210,6 +210,24 @@ def test_label_maps_with_a_palette_or_ignored_pixels_are_trained_on(masks):
     assert len(load(config)) == 8
 
 
+def test_zeros_that_are_none_here_and_a_class_there_are_no_fault_of_the_image(masks):
+    config, _ = masks
+    found, other = "dict(type='LoadAnnotations')", "dict(type='LoadAnnotations', reduce_zero_label=True)"
+    config.write_text(config.read_text().replace(found, other))
+    with pytest.raises(DataError, match='give the data set and .* the same reduce_zero_label') as error:
+        load(config)
+    assert 'replace it' not in str(error.value)
+
+
+def test_colours_for_some_classes_alone(masks, tmp_path):
+    config, _ = masks
+    config.write_text(config.read_text().replace('palette = [', 'palette = [(1, 2, 3)]  # ['))
+    out = run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path, code=1)
+    assert out.splitlines()[-1].startswith('error: the palette of the data set must have one colour for each of its classes')
+    config.write_text(config.read_text().replace('palette = [(1, 2, 3)]', 'palette = []'))
+    assert len(load(config)) == 8
+
+
 def test_a_missing_label_map(masks):
     config, folder = masks
     (folder / '000003.png').unlink()

@@ -40,9 +40,19 @@ def test_an_option_that_nothing_reads_is_refused(option, reason):
         configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', option]))
 
 
+@pytest.mark.parametrize(('option', 'meant'), [
+    ('train_dataloader.batchsize=2', 'train_dataloader.batch_size'), ('train_cfg.max_epoch=2', 'train_cfg.max_epochs'),
+    ('model.backbone.Arch=tiny', 'model.backbone.arch')])
+def test_an_option_that_is_misspelt_names_the_one_meant(option, meant):
+    name = option.split('=')[0]
+    with pytest.raises(ConfigError, match=f'^--cfg-options {option}: there is no {name}; did you mean {meant}\\?$'):
+        configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', option]))
+
+
 @pytest.mark.parametrize(('settings', 'line'), [
     ({'arch': 'mikro'}, "SimViT has no arch 'mikro'; it has micro, tiny, "),
     ({'arch': 'micro', 'kernel_size': 4}, 'SimViT: kernel_size must be odd and positive, '),
+    ({'arch': 'micro', 'pretrained': None}, r"SimViT has no argument 'pretrained', .* model=dict\(pretrained=None, .* takes"),
     ({'arch': 'micro', 'depth': 50}, r"SimViT has no argument 'depth'; if .*, backbone=dict\(_delete_=True, type='SimViT'"),
 ])
 def test_what_a_backbone_refuses_is_one_line(settings, line):

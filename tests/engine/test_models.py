@@ -75,7 +75,7 @@ def data(*classes, **info):
 
 @pytest.mark.parametrize(('name', 'head'), [
     ('retinanet_simvit_micro_shapes', 'bbox_head'), ('maskrcnn_simvit_t_coco', 'roi_head.mask_head'),
-    ('simvit_micro_shapes', 'head')])
+    ('simvit_micro_shapes', 'head'), ('upernet_simvit_t_ade20k', 'decode_head'), ('upernet_simvit_t_ade20k', 'auxiliary_head')])
 def test_a_head_with_fewer_classes_than_the_data_is_refused(name, head):
     """To MMDetection those beyond are background, so that they would go unlearnt without a word."""
     with pytest.raises(ModelError, match=rf'^{head} has num_classes=2, but the data has 3 classes \(apple, pear, plum\), .*'
@@ -99,26 +99,39 @@ class RPN(nn.Module):  # by its name, as MMDetection's
         self.bbox_head.num_classes = 1
 
 
+class STDCHead(nn.Module):  # as MMSegmentation's, which tells edges from what is none
+    num_classes = 2
+
+
+class DepthEstimator(nn.ModuleDict):  # whose data sets have kinds of rooms for classes
+    pass
+
+
 class ImageNet(SimpleNamespace):
     METAINFO = dict(classes=CLASSES)
 
 
 @pytest.mark.parametrize(('model', 'dataset'), [
     (RPN(), data(*CLASSES)),  # whose head knows objects from background alone
+    (nn.ModuleDict(dict(auxiliary_head=nn.ModuleList([STDCHead()]))), data(*CLASSES)),
+    (DepthEstimator(dict(decode_head=RPN().bbox_head)), data(*CLASSES)),
     (lambda: build('retinanet_simvit_micro_shapes'), data(*map(str, range(9)), thing_classes=CLASSES * 2)),  # a panoptic one
     (lambda: build('simvit_micro_shapes', **{'model.head.num_classes': 2}), ImageNet(metainfo=dict(classes=CLASSES))),  # a part
     (lambda: build('maskrcnn_simvit_micro_shapes', **{'model.roi_head.mask_head.num_classes': 2}), data(*CLASSES * 2)),
     (lambda: build('retinanet_simvit_micro_shapes'), SimpleNamespace(metainfo=[dict(classes=CLASSES)])),  # of several data sets
-    (lambda: build('retinanet_simvit_micro_shapes'), [])], ids=['regions', 'things', 'part', 'masks', 'several', 'none'])
+    (lambda: build('retinanet_simvit_micro_shapes'), []),
+], ids=['regions', 'edges', 'depth', 'things', 'part', 'masks', 'several', 'none'])
 def test_classes_that_may_be_right_are_not_refused(model, dataset):
     check_classes(model if isinstance(model, nn.Module) else model(), dataset)
 
 
-def test_more_classes_than_the_data_has_are_a_warning(monkeypatch):
+@pytest.mark.parametrize(('name', 'head', 'number'), [
+    ('retinanet_simvit_t_coco', 'bbox_head', 80), ('semfpn_simvit_t_ade20k', 'decode_head', 150)])
+def test_more_classes_than_the_data_has_are_a_warning(name, head, number, monkeypatch):
     lines = []
     monkeypatch.setattr('mmsimvit.engine.models.print_log', lambda line, *_: lines.append(line))
-    check_classes(build('retinanet_simvit_t_coco'), data(*CLASSES))
-    assert lines == ['bbox_head has num_classes=80, but the data has 3 classes: the others will not be learnt']
+    check_classes(build(name), data(*CLASSES))
+    assert lines == [f'{head} has num_classes={number}, but the data has 3 classes: the others will not be learnt']
 
 
 def test_a_training_with_too_few_classes_ends_with_the_line(workspace, monkeypatch, tmp_path):
