@@ -1,5 +1,7 @@
 """Train a detector, segmentor or classifier from its config."""
 import argparse
+import signal
+import sys
 import warnings
 
 import torch
@@ -142,7 +144,11 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
         check_work_dir(cfg.work_dir)
         write_checkpoints_whole()
         check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train', ))
-        model = build_runner(cfg).train()
+        try:
+            model = build_runner(cfg).train()
+        except KeyboardInterrupt:
+            print(f'interrupted; --resume goes on from the last checkpoint in {cfg.work_dir}, if there is one', file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         leave_processes()
         return model
 

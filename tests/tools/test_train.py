@@ -52,6 +52,16 @@ def test_killed_training_goes_on_from_the_last_whole_checkpoint(kill, workspace,
     assert finished['optimizer']['state'][0]['step'] == 12
 
 
+def test_an_interrupted_training_says_how_to_go_on(workspace, tmp_path):
+    interrupt = KILL_IN_EPOCH.replace('SIGKILL', 'SIGINT')
+    arguments = [str(word) for word in (CONFIG, '--work-dir', tmp_path, *THREE_EPOCHS)]
+    out = run('-c', f'import os, signal\n{interrupt}\nfrom mmsimvit.train import main\nmain({arguments!r})', cwd=workspace,
+              code=130)
+    assert out.splitlines()[-1] == f'interrupted; --resume goes on from the last checkpoint in {tmp_path}, if there is one'
+    assert 'Traceback' not in out
+    assert [path.name for path in tmp_path.glob('epoch_*.pth')] == ['epoch_1.pth']
+
+
 def test_options_that_cannot_be_met_end_with_one_line(workspace, tmp_path):
     if not torch.cuda.is_available():
         assert run(TRAIN, CONFIG, '--amp', cwd=workspace, code=1) == (
