@@ -108,7 +108,8 @@ def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | 
 
 def draw_segmentations(config: str | Path, checkpoint: str | Path, out_file: str | Path, num_images: int = 8,
                        columns: int = 2, height: int = 320) -> None:
-    """Draw ground truth (left) and predictions (right) of a segmentor for the first validation images, side by side.
+    """Draw ground truth (left) and predictions (right) of a segmentor for the first validation images, side by side, above
+    the colours of the classes.
 
     Args:
         config, checkpoint: of a trained segmentor, whose dataset has a palette.
@@ -127,7 +128,7 @@ def draw_segmentations(config: str | Path, checkpoint: str | Path, out_file: str
             colours = palette[labels.data[0].cpu().numpy()]
             drawn.append(mmcv.imresize((0.4 * image + 0.6 * colours).astype(np.uint8), size, interpolation='nearest'))
         tiles.append(_side_by_side(*drawn))
-    _write_grid(tiles, columns, out_file)
+    _write_grid(tiles, columns, out_file, legend=dict(zip(dataset.metainfo['classes'], dataset.metainfo['palette'])))
 
 
 def draw_classifications(config: str | Path, checkpoint: str | Path, out_file: str | Path, num_images: int = 24,
@@ -182,14 +183,30 @@ def _side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.pad(np.concatenate((left, line, right), axis=1), ((4, 4), (4, 4), (0, 0)), constant_values=255)
 
 
-def _write_grid(tiles: list[np.ndarray], columns: int, out_file: str | Path) -> None:
-    """Write pictures of one height in rows, filled up with white."""
+def _write_grid(tiles: list[np.ndarray], columns: int, out_file: str | Path, legend: dict[str, Any] | None = None) -> None:
+    """Write pictures of one height in rows, filled up with white, and below them names beside their colours."""
     import mmcv
     width = max(tile.shape[1] for tile in tiles)
     tiles = [np.pad(tile, ((0, 0), (0, width - tile.shape[1]), (0, 0)), constant_values=255) for tile in tiles]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[start:start + columns], axis=1) for start in range(0, len(tiles), columns)]
+    if legend:
+        rows.append(_legend(legend, rows[0].shape[1]))
     mmcv.imwrite(np.concatenate(rows)[..., ::-1], str(out_file))
+
+
+def _legend(colours: dict[str, Any], width: int) -> np.ndarray:
+    """Names beside their colours, in as many lines as the width in pixels asks for; an RGB picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+    columns = max(width // 160, 1)
+    figure = Figure(figsize=((width + 0.5) / 100, 0.3 * -(-len(colours) // columns) + 0.1), dpi=100)  # which is rounded down
+    figure.legend(handles=[Patch(color=np.divide(colour, 255), label=name) for name, colour in colours.items()], ncols=columns,
+                  loc='center', frameon=False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def _enlarged(instances: InstanceData, masks: np.ndarray, zoom: float, size: tuple[int, int]) -> InstanceData:
