@@ -32,7 +32,9 @@ def find_config(name: str) -> str:
     path = known.get(Path(name).stem)
     if path and Path('/configs', path.relative_to(folder)).with_suffix('').match(str(Path(name).with_suffix(''))):
         return str(path)
-    near = difflib.get_close_matches(Path(name).stem, known, n=3)
+    beside = {path.stem: path.as_posix() for path in sorted(Path(name).parent.glob('*.py'))}
+    found = difflib.get_close_matches(Path(name).stem, [*{**known, **beside}], n=3)
+    near = [beside.get(stem, stem) for stem in found]
     raise ConfigError(f'config {name} does not exist, neither as a file nor among the {len(known)} in {folder}'
                       + (f'; near to it: {", ".join(near)}' if near else ''))
 

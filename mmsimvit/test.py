@@ -20,7 +20,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder; MMPreTrain names a '
+                        'picture by its file alone, so use infer where folders of classes have files of the same names')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, where the library has it')
     parser.add_argument('--allow-partial', action='store_true',
                         help='test a checkpoint that lacks parameters of the model, too, or has some of another shape')

@@ -29,6 +29,13 @@ def test_an_unknown_config_names_the_nearest(name):
         find_config(name)
 
 
+def test_a_file_near_to_an_unknown_name_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'my_detector.py').touch()
+    with pytest.raises(ConfigError, match='near to it: my_detector.py$'):
+        find_config('my_detectr.py')
+
+
 def test_bases_are_found_by_their_paths_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config('_base_/fsdp.py') == find_config('configs/_base_/fsdp.py') == str(CONFIGS / '_base_/fsdp.py')
