@@ -5,8 +5,9 @@ Importing this package registers everything in it with mmengine's root registrie
 import importlib.util
 import sys
 
-# `python -m mmsimvit.doctor` imports this package first, and is for environments in which torch or mmengine do not load.
-if not (sys.argv[:1] == ['-m'] and any(word.endswith('mmsimvit.doctor') for word in sys.orig_argv)):
+# `python -m mmsimvit.doctor`, or `mmsimvit doctor`, imports this package first, and is for environments in which torch or
+# mmengine do not load.
+if not (sys.argv[:1] == ['-m'] and 'mmsimvit.doctor' in '.'.join(sys.orig_argv)):
     for needed in ('torch', 'mmengine'):
         if importlib.util.find_spec(needed) is None:
             raise ModuleNotFoundError(f'mmsimvit needs {needed}, which is not installed; python -m mmsimvit.doctor has the '

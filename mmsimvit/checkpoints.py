@@ -266,9 +266,27 @@ class Match(NamedTuple):
 
     @property
     def predicts(self) -> bool:
-        """Whether all that predictions take is there; an auxiliary head is for training, and published checkpoints are often
-        without."""
-        return not self.reshaped and all(name.startswith('auxiliary_head') for name in self.missing)
+        """Whether all that predictions take is there.
+
+        An auxiliary head is for training, and published checkpoints are often without; so are counts of batches.
+        """
+        return not self.reshaped and all(name.startswith('auxiliary_head') or name.endswith('num_batches_tracked')
+                                         for name in self.missing)
+
+    def check_predictions(self, checkpoint: str, model: nn.Module) -> None:
+        """Refuse a checkpoint with which predictions would be random in part.
+
+        Args:
+            checkpoint: its path, for the message.
+            model: what it is for.
+
+        Raises:
+            CheckpointError: unless it ``predicts``.
+        """
+        if not self.predicts:
+            raise CheckpointError(f'checkpoint {checkpoint} gives {self.matched} of the {self.total} parameters of '
+                                  f'{type(model).__name__}; {self.problems()}; is it of this config? If the rest may be '
+                                  'random, or is renamed or resized when it is loaded: --allow-partial')
 
     def problems(self) -> str:
         """One line that names at most three of each kind."""

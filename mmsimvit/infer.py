@@ -183,10 +183,8 @@ class Predictor:
         if found.matched == 0:
             raise CheckpointError(f'checkpoint {checkpoint} gives none of the {found.total} parameters of '
                                   f'{type(self.model).__name__}: {found.problems()}; is it of this config?')
-        if whole and not found.predicts:
-            raise CheckpointError(f'checkpoint {checkpoint} gives {found.matched} of the {found.total} parameters of '
-                                  f'{type(self.model).__name__}; {found.problems()}; is it of this config? If the rest may be '
-                                  'random: --allow-partial')
+        if whole:
+            found.check_predictions(checkpoint, self.model)
         if not found.complete:
             print_log(f'warning: the checkpoint gives {found.matched} of {found.total} parameters; {found.problems()}')
         self.classes, palette = find_classes(self.model, content.get('meta') or {}, cfg.test_dataloader.dataset)
@@ -278,8 +276,9 @@ def find_classes(model: nn.Module, meta: dict, dataset: ConfigDict) -> tuple[lis
     if not known.get('classes'):
         known = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
     classes = list(known.get('classes') or ())
-    # As mmdet.engine.hooks.NumClassCheckHook does.
-    sizes: set[Any] = {module.num_classes for module in model.modules() if hasattr(module, 'num_classes')}
+    # As mmdet.engine.hooks.NumClassCheckHook does; MMSegmentation's heads with a threshold have one output for two classes.
+    sizes: set[Any] = {module.num_classes if getattr(module, 'threshold', None) is None else 2
+                       for module in model.modules() if hasattr(module, 'num_classes')}
     if len(classes) not in (sizes or {len(classes)}):
         print_log(f'warning: neither checkpoint nor config names the {max(sizes)} classes of the model, so they are numbered')
         classes = [str(label) for label in range(max(sizes))]

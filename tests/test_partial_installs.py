@@ -36,8 +36,9 @@ def test_without_mmengine_it_says_what_it_needs_and_the_doctor_how_to_get_it(wit
     out = with_only((), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1, without=['mmengine'])
     assert out.splitlines()[-1] == ('ModuleNotFoundError: mmsimvit needs mmengine, which is not installed; python -m '
                                     'mmsimvit.doctor has the commands for all that is missing')
-    out = with_only((), '-m', 'mmsimvit.doctor', code=1, without=['mmengine'])
-    assert re.search(r'wrong\n.*mmengine is not installed\n.*-m pip install mmengine==', out, re.S)
+    for words in (['mmsimvit.doctor'], ['mmsimvit', 'doctor']):
+        out = with_only((), '-m', *words, code=1, without=['mmengine'])
+        assert re.search(r'wrong\n.*mmengine is not installed\n.*-m pip install mmengine==', out, re.S)
 
 
 def test_torch_and_mmengine_give_the_backbones(with_only):

@@ -17,10 +17,6 @@ def test_a_tool_gets_the_rest_of_the_command_line(tmp_path):
     assert 'backbone' in out
 
 
-def test_the_doctor_has_a_name_as_well(tmp_path):
-    assert run('-m', 'mmsimvit', 'doctor', '--help', cwd=tmp_path).startswith('usage: python -m mmsimvit.doctor')
-
-
 def test_a_wheel_brings_the_tools(tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'mmsimvit/.mim/tools'
     folder.mkdir(parents=True)

@@ -39,8 +39,9 @@ class CheckedPipeline(Compose):
                 raise
             if 'when load annotation the `reduce_zero_label` is' in str(error):  # MMSegmentation's LoadAnnotations
                 raise DataError(
-                    f'{error}: give the data set and the LoadAnnotations of its pipeline the same reduce_zero_label, True if 0 '
-                    "in label maps stands for none, as in ADE20K's, whose configs have it in both") from error
+                    f'{error}: give the data set and the LoadAnnotations of its pipeline the same reduce_zero_label (True if '
+                    "0 in label maps stands for none, as in ADE20K's), or leave it out of LoadAnnotations, which then takes "
+                    'that of the data set') from error
             raise DataError(f'image {name}{f" with label map {labels}" if labels else ""} {_reason(error)}; replace it, or '
                             'take it out of the data') from error
         sample = packed.get('data_samples') if isinstance(packed, dict) else None

@@ -46,7 +46,7 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, TypeError) and argument and argument[1] in ours:
         return (f'{argument[1]} has no argument {argument[2]}; if the config inherits it from another backbone, '
                 f"backbone=dict(_delete_=True, type='{argument[1]}', ...) takes it out")
-    palette = re.match(r"palette does not match classes as metainfo (.{,300})", last_line)  # mmseg.datasets.BaseSegDataset
+    palette = re.match(r"palette does not match classes as metainfo is (.{,300})", last_line)  # mmseg.datasets.BaseSegDataset
     if isinstance(error, ValueError) and palette:
         return ('the palette of the data set must have one colour for each of its classes, or be [] for colours at random; its '
                 f'metainfo is {palette[1]}')

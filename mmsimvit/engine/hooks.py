@@ -68,10 +68,8 @@ class CheckpointMatchHook(Hook):
         if runner._resume and not found.complete:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: it gives {found.matched} of '
                                   f'{found.total} parameters; {found.problems()}; is it of this config?')
-        if self.whole and not found.predicts:
-            raise CheckpointError(f'checkpoint {runner._load_from} gives {found.matched} of the {found.total} parameters of '
-                                  f'{type(model).__name__}; {found.problems()}; is it of this config? If the rest may be '
-                                  'random, or is renamed or resized when it is loaded: --allow-partial')
+        if self.whole:
+            found.check_predictions(str(runner._load_from), model)
         log = runner.logger.info if found.complete else runner.logger.warning
         log(f'the checkpoint gives {found.matched} of {found.total} parameters'
             f'{"" if found.complete else "; " + found.problems()}')

@@ -97,14 +97,12 @@ def _check_options(cfg: Config, options: dict[str, Any]) -> None:
             raise ConfigError(f'--cfg-options {key}={value} would change nothing: {reason}; name the setting itself, such as '
                               'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs. What code of '
                               'your own reads belongs in the file')
-        *parents, last = key.split('.')
-        parent: Any = cfg._cfg_dict
-        for part in parents:
-            parent = parent.get(part) if isinstance(parent, dict) else None
-        known = [*parent] if isinstance(parent, dict) else []
-        if last not in known and (meant := [other for other in known if _letters(other) == _letters(last)]):
-            raise ConfigError(f'--cfg-options {key}={value}: there is no {key}; did you mean '
-                              f'{".".join([*parents, meant[0]])}?')
+        node: Any = cfg._cfg_dict
+        for part in key.split('.'):
+            known = [*node] if isinstance(node, dict) else []
+            if part not in known and (meant := [other for other in known if _letters(other) == _letters(part)]):
+                raise ConfigError(f'--cfg-options {key}={value}: there is no {part}; did you mean {meant[0]}?')
+            node = node.get(part) if isinstance(node, dict) else None
 
 
 def _letters(name: str) -> str:

@@ -101,7 +101,8 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
     """Compare the classes of a training's data with those of the heads.
 
     To MMDetection a class beyond those of the head is background, and would go unlearnt in silence; to the losses of the other
-    libraries it is an index out of bounds. Heads of regions, words, depth or edges are left alone.
+    libraries it is an index out of bounds. Heads of regions, depth or edges, MMDetection's of words, and MMSegmentation's with
+    one output and a threshold for two classes are left alone.
 
     Raises:
         ModelError: if a head has fewer; the message has the setting that fits.
@@ -121,11 +122,14 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
         numbers = [part.num_classes for part in heads
                    if isinstance(getattr(part, 'num_classes', None), int) and not getattr(part, 'class_agnostic', False)
-                   and type(part).__name__ != 'STDCHead']  # of edges
+                   and type(part).__name__ != 'STDCHead'  # of edges
+                   and not (len(classes) == 2 and getattr(part, 'threshold', None) is not None)]
         if numbers and min(numbers) < len(classes):
             known = ', '.join([*classes[:5], '...'][:len(classes)])
+            each = '' if len(heads) == 1 else 'each '
             raise ModelError(f'{name} has num_classes={min(numbers)}, but the data has {len(classes)} classes ({known}), and '
-                             f'the last have no place in it: set model.{name}.num_classes to {len(classes)} in the config')
+                             f'the last have no place in it: set {each}model.{name}.num_classes to {len(classes)} in the '
+                             'config')
         if numbers and max(numbers) > len(classes):
             print_log(f'{name} has num_classes={max(numbers)}, but the data has {len(classes)} classes: the others will not be '
                       'learnt', 'current', logging.WARNING)

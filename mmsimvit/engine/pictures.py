@@ -200,7 +200,7 @@ def _legend(colours: dict[str, Any], width: int) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    columns = max(width // 160, 1)
+    columns = max(width // (70 + 9 * max(map(len, colours))), 1)  # pixels of patch and space, and of a letter
     figure = Figure(figsize=((width + 0.5) / 100, 0.3 * -(-len(colours) // columns) + 0.1), dpi=100)  # which is rounded down
     figure.legend(handles=[Patch(color=np.divide(colour, 255), label=name) for name, colour in colours.items()], ncols=columns,
                   loc='center', frameon=False)

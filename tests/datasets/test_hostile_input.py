@@ -223,7 +223,8 @@ def test_colours_for_some_classes_alone(masks, tmp_path):
     config, _ = masks
     config.write_text(config.read_text().replace('palette = [', 'palette = [(1, 2, 3)]  # ['))
     out = run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'work', cwd=tmp_path, code=1)
-    assert out.splitlines()[-1].startswith('error: the palette of the data set must have one colour for each of its classes')
+    assert out.splitlines()[-1].startswith('error: the palette of the data set must have one colour for each of its '
+                                                'classes, or be [] for colours at random; its metainfo is {')
     config.write_text(config.read_text().replace('palette = [(1, 2, 3)]', 'palette = []'))
     assert len(load(config)) == 8
 

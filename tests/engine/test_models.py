@@ -103,6 +103,10 @@ class STDCHead(nn.Module):  # as MMSegmentation's, which tells edges from what i
     num_classes = 2
 
 
+class BinaryHead(nn.Module):  # one output, of MMSegmentation
+    num_classes, threshold = 1, 0.3
+
+
 class DepthEstimator(nn.ModuleDict):  # whose data sets have kinds of rooms for classes
     pass
 
@@ -114,13 +118,14 @@ class ImageNet(SimpleNamespace):
 @pytest.mark.parametrize(('model', 'dataset'), [
     (RPN(), data(*CLASSES)),  # whose head knows objects from background alone
     (nn.ModuleDict(dict(auxiliary_head=nn.ModuleList([STDCHead()]))), data(*CLASSES)),
+    (nn.ModuleDict(dict(decode_head=BinaryHead())), data('background', 'apple')),
     (DepthEstimator(dict(decode_head=RPN().bbox_head)), data(*CLASSES)),
     (lambda: build('retinanet_simvit_micro_shapes'), data(*map(str, range(9)), thing_classes=CLASSES * 2)),  # a panoptic one
     (lambda: build('simvit_micro_shapes', **{'model.head.num_classes': 2}), ImageNet(metainfo=dict(classes=CLASSES))),  # a part
     (lambda: build('maskrcnn_simvit_micro_shapes', **{'model.roi_head.mask_head.num_classes': 2}), data(*CLASSES * 2)),
     (lambda: build('retinanet_simvit_micro_shapes'), SimpleNamespace(metainfo=[dict(classes=CLASSES)])),  # of several data sets
     (lambda: build('retinanet_simvit_micro_shapes'), []),
-], ids=['regions', 'edges', 'depth', 'things', 'part', 'masks', 'several', 'none'])
+], ids=['regions', 'edges', 'two', 'depth', 'things', 'part', 'masks', 'several', 'none'])
 def test_classes_that_may_be_right_are_not_refused(model, dataset):
     check_classes(model if isinstance(model, nn.Module) else model(), dataset)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools.mask import decode
 from torch import nn
 
+from mmsimvit.checkpoints import match
 from mmsimvit.datasets import CLASSES, DataError
 from mmsimvit.infer import find_classes, find_images, main
 from tests.conftest import ROOT, run
@@ -218,7 +219,7 @@ def test_bad_files_end_with_one_line(untrained, images, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused_unless_a_part_will_do(untrained, images, tmp_path):
-    """With a backbone of the same widths it gives most parameters, and what it lacks would be random."""
+    """It may give most parameters, and what it lacks would be random."""
     made = untrained['mmpretrain']
     weights = torch.load(made.checkpoint)['state_dict']
     part = {name: value for name, value in weights.items() if not name.startswith('head.')}
@@ -228,6 +229,16 @@ def test_a_checkpoint_of_another_model_is_refused_unless_a_part_will_do(untraine
                                          r'missing \(head.fc.weight, head.fc.bias\); is it of this config\?.*--allow-partial'):
         main(words)
     assert not (tmp_path / 'out').exists() or not any((tmp_path / 'out').iterdir())
+    main([*words, '--allow-partial'])
+    assert len(list((tmp_path / 'out').rglob('*.json'))) == len([path for path in images.rglob('*') if path.is_file()])
+
+
+def test_counts_of_batches_are_not_missed(untrained):
+    model = MODELS.build(dict(type='mmdet.ResNet', depth=18))
+    weights = {name: value for name, value in model.state_dict().items() if not name.endswith('num_batches_tracked')}
+    assert match(model, weights).predicts and not match(model, weights).complete
+    del weights['conv1.weight']
+    assert not match(model, weights).predicts
 
 
 def test_which_images_are_found(tmp_path):
