@@ -3,7 +3,9 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, DefaultScope
 
 from tests.conftest import ROOT, base_of, run
 
@@ -75,3 +77,14 @@ def test_widths_of_another_backbone():
     with pytest.raises(RuntimeError) as error:
         torch.nn.Conv2d(256, 256, 1)(torch.zeros(1, 64, 200, 304))
     assert f'RuntimeError: {error.value}' in PAGE
+
+
+def test_a_batch_of_one_image():
+    head = Config.fromfile(ROOT / 'configs/upernet_simvit_micro_shapes.py').model.decode_head
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        head = MODELS.build(head).train()
+    maps = [torch.randn(2, channels, 32 // 2**stage, 32 // 2**stage) for stage, channels in enumerate(head.in_channels)]
+    with pytest.raises(ValueError) as error:
+        head([part[:1] for part in maps])
+    assert str(error.value).split(', got')[0] in PAGE
+    assert len(head(maps)) == 2
