@@ -13,6 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
+from torch.overrides import TorchFunctionMode
 
 from ..checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module, strip_prefix
 from .files import write_whole
@@ -92,6 +93,7 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
         ModelError: if the model cannot be traced or expressed in ONNX.
     """
     path, name = Path(path), type(exportable.model).__name__
+    name = name if exportable.part == 'model' else f'the {exportable.part} of {name}'
     if not static and min(shape) < MIN_SIZE:
         raise ModelError(f'the traced image must have at least {MIN_SIZE} x {MIN_SIZE} pixels, got {shape[0]} x {shape[1]}; '
                          'give a larger --shape, or --static for this one alone')
@@ -100,7 +102,7 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
         (0, 'batch', 1), (2, 'height', MIN_SIZE), (3, 'width', MIN_SIZE))}, )
     traceable = _make_traceable(copy.deepcopy(exportable))
     try:
-        with torch.no_grad(), _for_any_size():
+        with torch.no_grad(), _for_any_size(), _PoolingOfSinglePixels():
             outputs = len(exportable(image))
             traced = torch.export.export(traceable, (image, ), dynamic_shapes=dims, strict=False)
             program = torch.onnx.export(
@@ -187,6 +189,17 @@ def _for_any_size() -> AbstractContextManager:
     if hasattr(symbolic_shapes, 'backed_size_oblivious'):  # torch 2.8
         return symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]  # torch adds it when imported
     return nullcontext()
+
+
+class _PoolingOfSinglePixels(TorchFunctionMode):
+    """Take every other pixel, as FPN does for its extra level, by slicing; pooling would tie the traced size to odd or even."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        single = func is F.max_pool2d and args[1:] == (1, ) and isinstance(kwargs.get('stride'), int)
+        if single and not any(kwargs.get(name) for name in ('padding', 'ceil_mode', 'return_indices')):
+            return args[0][..., ::kwargs['stride'], ::kwargs['stride']]
+        return func(*args, **kwargs)
 
 
 def _make_traceable(model: nn.Module) -> nn.Module:

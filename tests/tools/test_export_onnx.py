@@ -21,6 +21,8 @@ ARCH = dict(_delete_=True, embed_dims=WIDTHS, depths=[1] * 4, num_heads=[1, 2, 3
 # config -> part, changes of the model; with fewer stages where that tests as much in less time.
 CASES = {
     'retinanet': ('neck', dict(backbone=dict(out_indices=[0, 1, 2]), neck=dict(in_channels=WIDTHS[:3]))),
+    # The level that FPN pools from the last; the sizes of its map are odd and even.
+    'maskrcnn': ('neck', dict(backbone=dict(out_indices=[0, 1, 2]), neck=dict(in_channels=WIDTHS[:3], num_outs=4))),
     'classifier': ('model', dict(head=dict(in_channels=32))),
     'semfpn': ('model', dict(
         backbone=dict(out_indices=[0, 1]), neck=dict(in_channels=WIDTHS[:2], num_outs=2),
