@@ -75,13 +75,16 @@ def _check_dataset(dataset: dict, split: str) -> None:
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
     folders = {kind: Path(root, path) for kind, path in (prefix if isinstance(prefix, dict) else {'img': prefix}).items()}
-    if not folders and dataset['type'] == 'CustomDataset':
-        folders = {'img': Path(root)}
+    if not folders and dataset['type'] in ('CustomDataset', 'ImageNet'):
+        folders = {'img': Path(root, dataset.get('split') or '')}
     for folder in folders.values():
+        setting = 'data_prefix' if folder != Path(root) and prefix and Path(root).is_dir() else 'data_root'
         if not folder.is_dir():
-            raise DataError(f'folder {folder} does not exist; put the data there, or change data_root in the config')
+            raise DataError(f'folder {folder} does not exist; put the data there, or change {setting} of the {split} data in '
+                            'the config')
         if next(folder.iterdir(), None) is None:
-            raise DataError(f'folder {folder} is empty; put the data there, or change data_root in the config')
+            raise DataError(f'folder {folder} is empty; put the data there, or change {setting} of the {split} data in the '
+                            'config')
     if dataset['type'] in SEGMENTATION and not dataset.get('ann_file'):
         for kind, key, default in (('img_path', 'img_suffix', '.jpg'), ('seg_map_path', 'seg_map_suffix', '.png')):
             suffix = dataset.get(key, default)

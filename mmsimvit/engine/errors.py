@@ -1,9 +1,14 @@
+import difflib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import Registry
 
 from ..backbones import PyramidBackbone
 from ..checkpoints import CheckpointError
@@ -38,14 +43,12 @@ def explain(error: Exception) -> str | None:
         return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
     if isinstance(error, (CheckpointError, ConfigError, DataError)):
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
-    argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument ('\w+')", last_line)
-    ours = {kind.__name__ for kind in PyramidBackbone.__subclasses__()}
-    if isinstance(error, TypeError) and argument and argument[1] in ours and argument[2] == "'pretrained'":
-        return (f"{argument[1]} has no argument 'pretrained', which MMSegmentation's bases set for the whole model: "
-                'model=dict(pretrained=None, ...) takes it out; weights are init_cfg of the backbone')
-    if isinstance(error, TypeError) and argument and argument[1] in ours:
-        return (f'{argument[1]} has no argument {argument[2]}; if the config inherits it from another backbone, '
-                f"backbone=dict(_delete_=True, type='{argument[1]}', ...) takes it out")
+    argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", last_line)
+    if isinstance(error, TypeError) and argument:
+        return _unexpected_argument(error, *argument.groups())
+    unknown = re.match(r"""["']?(\S+) is not in the (\S+) registry\.""", last_line)
+    if isinstance(error, KeyError) and unknown:
+        return _unknown_type(error, *unknown.groups())
     palette = re.match(r"palette does not match classes as metainfo is (.{,300})", last_line)  # mmseg.datasets.BaseSegDataset
     if isinstance(error, ValueError) and palette:
         return ('the palette of the data set must have one colour for each of its classes, or be [] for colours at random; its '
@@ -55,12 +58,64 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
-        path = re.search(r"'(.+)'", last_line)
-        return f'{path[1] if path else last_line} does not exist; is the path in the config, or on the command line, right?'
+        path = re.search(r"""["'](.+)["']""", last_line)
+        near = _near_configs(Path(path[1])) if path else []
+        return (f'{path[1] if path else last_line} does not exist; is the path in the config, or on the command line, right?'
+                + (f' Near to it: {", ".join(near)}' if near else ''))
+    if isinstance(error, ValueError) and last_line.startswith('Expected more than 1 value per channel'):
+        return ('this batch has one image, of which a batch norm behind a pooling to one pixel has no variance: take two or '
+                'more on each GPU, train_dataloader.batch_size=2 (get_memory: --batch-size 2)')
     nothing = re.search(r'Found 0 files in subfolders of: (.+?)\.?$', last_line)  # mmpretrain.datasets.CustomDataset
     if nothing:
         return f'folder {nothing[1]} has no images in its subfolders, one for each class; put the data there'
     return None
+
+
+def _unexpected_argument(error: TypeError, refusing: str, argument: str) -> str | None:
+    """For an argument that a config gives, or our backbones get; a library's own mistake is none of the user's."""
+    args: dict[str, Any] = {}
+    kind: Any = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == 'build_from_cfg':  # of mmengine; the innermost counts
+            args, kind = frame.f_locals.get('args', {}), frame.f_locals.get('obj_cls')
+    ours = refusing in {kind.__name__ for kind in PyramidBackbone.__subclasses__()}
+    if ours and argument == 'pretrained':
+        return (f"{refusing} has no argument 'pretrained', which MMSegmentation's bases set for the whole model: "
+                'model=dict(pretrained=None, ...) takes it out; weights are init_cfg of the backbone')
+    if ours:
+        return (f"{refusing} has no argument '{argument}'; if the config inherits it from another backbone, "
+                f"backbone=dict(_delete_=True, type='{refusing}', ...) takes it out")
+    if isinstance(kind, type) and argument in args and refusing in {base.__name__ for base in kind.__mro__}:
+        return (f"{kind.__name__} has no argument '{argument}'; is it spelt right? If the config inherits it from another "
+                f"class, dict(_delete_=True, type='{kind.__name__}', ...) in that place takes it out, with all others")
+    return None
+
+
+def _unknown_type(error: KeyError, name: str, searched: str) -> str:
+    """With the names near to it, in all libraries that are imported."""
+    registry: Any = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = frame.f_locals.get('registry')
+        registry = found if isinstance(found, Registry) else registry
+    names: dict[str, str] = {}
+    if registry is not None:
+        here, root = registry.scope, registry
+        while root.parent is not None:
+            root = root.parent
+        for scope, part in {root.scope: root, **root.children}.items():
+            prefix = '' if scope in (here, root.scope) else f'{scope}.'
+            names |= {kind: prefix + kind for kind in part.module_dict if not (prefix and kind in names)}
+    near = [names[kind] for kind in difflib.get_close_matches(name.split('.')[-1], names, n=3)]
+    return (f'{name} is not in the {searched} registry; '
+            + (f'near to it: {", ".join(near)}' if near else 'is it spelt right, and is what defines it imported, by '
+               "custom_imports=dict(imports=['...']) in the config?"))
+
+
+def _near_configs(path: Path) -> list[str]:
+    """Of the library in whose folder of configs a missing one is sought."""
+    folder = next((parent for parent in path.parents if parent.name == 'configs' and parent.parent.name == '.mim'), None)
+    known = {found.stem: found.relative_to(folder).as_posix() for found in sorted(folder.rglob('*.py'))} if folder else {}
+    return [known[stem] for stem in difflib.get_close_matches(path.stem, known, n=3)]
 
 
 def _backbone_of(error: Exception) -> str | None:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..checkpoints import CheckpointError, as_mmengine_reads, match, strip_module
 from ..datasets import DataError
-from .models import check_classes
+from .models import check_classes, check_topk
 
 
 @HOOKS.register_module()
@@ -109,7 +109,8 @@ class ReseedHook(Hook):
 
 @HOOKS.register_module()
 class ClassesMatchHook(Hook):
-    """Stop a training before it begins if a head has fewer classes than the data, which MMDetection would not notice.
+    """Stop a training before it begins if a head has fewer classes than the data, which MMDetection would not notice, or than
+    the validation asks for.
 
     ``mmdet.NumClassCheckHook`` is for detectors alone, wants equal numbers, also of masks that are of no class, and ends with a
     stack trace.
@@ -122,6 +123,7 @@ class ClassesMatchHook(Hook):
         """Look at the model as it is trained, of one process or several."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         check_classes(model, runner.train_dataloader.dataset)
+        check_topk(model, getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', []))
 
 
 MOST_SKIPPED_IN_A_ROW = 20

@@ -1,6 +1,7 @@
 """The model of a config by itself, for tools that need neither data nor a runner, and what must fit together in it."""
 import logging
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -133,6 +134,20 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         if numbers and max(numbers) > len(classes):
             print_log(f'{name} has num_classes={max(numbers)}, but the data has {len(classes)} classes: the others will not be '
                       'learnt', 'current', logging.WARNING)
+
+
+def check_topk(model: nn.Module, metrics: Iterable[Any]) -> None:
+    """Compare the accuracies that a classifier's validation asks for with its classes, before an epoch is trained for them.
+
+    Raises:
+        ModelError: if there are fewer classes; the message has the setting that fits.
+    """
+    number: Any = getattr(getattr(model, 'head', None), 'num_classes', None)
+    for metric in metrics if is_a(model, 'BaseClassifier') and isinstance(number, int) else ():
+        highest = max(metric.topk) if type(metric).__name__ == 'Accuracy' else 0
+        if highest > number:
+            raise ModelError(f'the validation asks for top-{highest} accuracy, but the head has {number} classes: '
+                             'val_evaluator=dict(topk=(1, )) and test_evaluator=dict(topk=(1, )) in the config')
 
 
 def image_channels(model: nn.Module) -> int:

@@ -1,15 +1,17 @@
 """What the command lines make of a config and of errors."""
+import importlib
 import re
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mmsimvit import ConfigError, find_config
 from mmsimvit.engine.errors import explain
 from mmsimvit.engine.launch import CLASSES_HOOK, MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
 from mmsimvit.train import configure, parse_args
-from tests.conftest import ROOT
+from tests.conftest import ROOT, base_of
 
 OURS = [MATCH_HOOK, CLASSES_HOOK, RESEED_HOOK, NON_FINITE_LOSS_HOOK]
 CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
@@ -59,6 +61,46 @@ def test_what_a_backbone_refuses_is_one_line(settings, line):
     with pytest.raises((TypeError, ValueError)) as error:
         MODELS.build(dict(type='SimViT', **settings))
     assert re.match(line, explain(error.value))
+
+
+@pytest.mark.parametrize(('built', 'line'), [
+    (dict(type='SimVIT'), r'SimVIT is not in the mmdet::model registry; near to it: SimViT\b'),
+    (dict(type='UPerHaed'), r'UPerHaed is not in the mmdet::model registry; near to it: mmseg\.UPerHead\b'),
+    (dict(type='Qqqqqqqq'), r'Qqqqqqqq is not in the mmdet::model registry; is it spelt right, .*custom_imports='),
+    (dict(type='Shared2FCBBoxHead', classes=3), r"Shared2FCBBoxHead has no argument 'classes'; is it spelt right\? .*"
+     r"dict\(_delete_=True, type='Shared2FCBBoxHead', \.\.\.\)"),
+])
+def test_what_a_config_gets_wrong_of_a_library_is_one_line(built, line):
+    importlib.import_module('mmseg.models')
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises((KeyError, TypeError)) as error:
+        MODELS.build(built)
+    assert re.match(line, explain(error.value))
+
+
+def test_a_dataset_that_inherits_an_argument_of_another(tmp_path):
+    """Of MMPreTrain's ImageNet; the class that refuses it is a parent of the one in the config."""
+    importlib.import_module('mmpretrain.datasets')
+    with DefaultScope.overwrite_default_scope('mmpretrain'), pytest.raises(TypeError) as error:
+        DATASETS.build(dict(type='CustomDataset', data_root=str(tmp_path), split='train'))
+    assert explain(error.value).startswith("CustomDataset has no argument 'split'; ")
+
+
+def test_a_missing_base_is_named_once_and_what_is_near(tmp_path):
+    base = base_of('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').replace('mask_rcnn/', 'maskrcnn/')
+    (tmp_path / 'mine.py').write_text(f'_base_ = {base!r}')
+    with pytest.raises(FileNotFoundError) as error:
+        configure(parse_args([str(tmp_path / 'mine.py')]))
+    line = explain(error.value)
+    assert line.count('does not exist') == 1
+    assert 'maskrcnn/mask-rcnn_r50_fpn_1x_coco.py does not exist; ' in line
+    assert 'Near to it: mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py' in line
+
+
+def test_a_batch_of_one_image_is_one_line():
+    with pytest.raises(ValueError) as error:
+        torch.nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
+    assert 'train_dataloader.batch_size=2 (get_memory: --batch-size 2)' in explain(error.value)
 
 
 def test_errors_of_code_are_not_explained_away():

@@ -143,3 +143,10 @@ def test_a_training_with_too_few_classes_ends_with_the_line(workspace, monkeypat
     monkeypatch.chdir(workspace)
     with pytest.raises(SystemExit, match='^error: head has num_classes=2, but the data has 6 classes'):
         train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'model.head.num_classes': 2})])
+
+
+def test_accuracies_beyond_the_classes_are_refused_before_an_epoch_is_trained(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(SystemExit, match=r'^error: the validation asks for top-7 accuracy, but the head has 6 classes: val_'):
+        train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'val_evaluator.topk': '1,7'})])
+    assert not list(tmp_path.glob('*.pth'))
