@@ -1,11 +1,12 @@
 """Of the errors that docs/errors.md quotes, those that can be met here: they are so, and their cures cure."""
+import importlib
 import re
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope
 
 from tests.conftest import ROOT, base_of, run
 
@@ -57,7 +58,7 @@ def test_the_arguments_of_another_backbone(base, wrong, argument, cured, tmp_pat
         (tmp_path / f'{name}.py').write_text(f'{start}model = dict({model})')
     out = run('-c', '''
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope
 for name in ('wrong.py', 'cured.py'):
     cfg = Config.fromfile(name)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -88,3 +89,21 @@ def test_a_batch_of_one_image():
         head([part[:1] for part in maps])
     assert str(error.value).split(', got')[0] in PAGE
     assert len(head(maps)) == 2
+
+
+def test_an_argument_of_another_data_set(tmp_path):
+    importlib.import_module('mmpretrain.datasets')
+    with DefaultScope.overwrite_default_scope('mmpretrain'), pytest.raises(TypeError) as error:
+        DATASETS.build(dict(type='CustomDataset', data_root=str(tmp_path), split='train'))
+    assert str(error.value) in PAGE
+
+
+def test_accuracies_beyond_the_classes():
+    importlib.import_module('mmpretrain.evaluation')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        wrong, cured = (METRICS.build(dict(type='Accuracy', topk=topk)) for topk in ((1, 5), (1, )))
+    scores = dict(pred_score=torch.tensor([0.2, 0.3, 0.5]), gt_label=torch.tensor([2]))
+    with pytest.raises(ValueError) as error:
+        wrong.compute_metrics([scores])
+    assert f'ValueError: {error.value}'.replace('`', '') in PAGE
+    assert cured.compute_metrics([scores]) == {'top1': 100.}

@@ -16,7 +16,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_model_arguments(parser)
     parser.add_argument('--shape', nargs=2, type=at_least_one, metavar=('H', 'W'), default=[800, 1344],
                         help='height and width of the images, in pixels (default: 800 1344, a padded 800 x 1333)')
-    parser.add_argument('--batch-size', type=at_least_one, metavar='N', default=1, help='images on one GPU (default: 1)')
+    parser.add_argument('--batch-size', type=at_least_one, metavar='N', default=1,
+                        help='images on one GPU (default: 1; UPerNet and PSPNet need 2 or more)')
     return parser.parse_args(argv)
 
 
