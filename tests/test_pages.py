@@ -36,10 +36,9 @@ FRAGMENT = '''
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-import torch
 cfg = Config.fromfile({file!r})
 cfg.model.backbone.pop('init_cfg', None)
-with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+with DefaultScope.overwrite_default_scope(cfg.default_scope):
     model = MODELS.build(cfg.model)
 if 'optim_wrapper' in cfg:
     build_optim_wrapper(model, cfg.optim_wrapper)
