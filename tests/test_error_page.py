@@ -58,7 +58,7 @@ def test_the_arguments_of_another_backbone(base, wrong, argument, cured, tmp_pat
         (tmp_path / f'{name}.py').write_text(f'{start}model = dict({model})')
     out = run('-c', '''
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 for name in ('wrong.py', 'cured.py'):
     cfg = Config.fromfile(name)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

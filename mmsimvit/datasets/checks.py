@@ -68,23 +68,23 @@ def _leaf_datasets(dataset: dict) -> Iterator[dict]:
 
 
 def _is_remote(dataset: dict) -> bool:
-    return bool(dataset.get('backend_args')) or '://' in f'{dataset.get("data_root")}{dataset.get("ann_file")}'
+    return bool(dataset.get('backend_args')) or any(
+        '://' in str(dataset.get(name)) for name in ('data_root', 'data_prefix', 'ann_file'))
 
 
 def _check_dataset(dataset: dict, split: str) -> None:
     root = dataset.get('data_root') or ''
-    prefix = dataset.get('data_prefix') or {}
-    folders = {kind: Path(root, path) for kind, path in (prefix if isinstance(prefix, dict) else {'img': prefix}).items()}
-    if not folders and dataset['type'] in ('CustomDataset', 'ImageNet'):
-        folders = {'img': Path(root, dataset.get('split') or '')}
-    for folder in folders.values():
-        setting = 'data_prefix' if folder != Path(root) and prefix and Path(root).is_dir() else 'data_root'
-        if not folder.is_dir():
-            raise DataError(f'folder {folder} does not exist; put the data there, or change {setting} of the {split} data in '
-                            'the config')
-        if next(folder.iterdir(), None) is None:
-            raise DataError(f'folder {folder} is empty; put the data there, or change {setting} of the {split} data in the '
-                            'config')
+    given = dataset.get('data_prefix') or {}
+    prefixes = dict(given) if isinstance(given, dict) else {'img': given}
+    setting = 'data_prefix' if given and Path(root).is_dir() else 'data_root'
+    if dataset['type'] in ('CustomDataset', 'ImageNet'):  # MMPreTrain's
+        prefixes = {kind: os.path.expanduser(path) for kind, path in prefixes.items()}
+        if not prefixes and not dataset.get('ann_file'):
+            by_split = dataset['type'] == 'ImageNet' and dataset.get('split')
+            prefixes, setting = {'img': by_split or ''}, 'data_root or split' if by_split else 'data_root'
+    folders = {kind: Path(root, path) for kind, path in prefixes.items()}
+    for kind, folder in folders.items():
+        _check_folder(folder, 'data_prefix' if Path(prefixes[kind]).is_absolute() else setting, split)
     if dataset['type'] in SEGMENTATION and not dataset.get('ann_file'):
         for kind, key, default in (('img_path', 'img_suffix', '.jpg'), ('seg_map_path', 'seg_map_suffix', '.png')):
             suffix = dataset.get(key, default)
@@ -103,6 +103,18 @@ def _check_dataset(dataset: dict, split: str) -> None:
         annotated = split == 'val' or (split == 'train' and loads)
         _check_coco(Path(root, dataset['ann_file']), folders.get('img', Path(root)), classes, split, with_mask, annotated,
                     filters.get('min_size', 0), filters.get('filter_empty_gt', False))
+
+
+def _check_folder(folder: Path, setting: str, split: str) -> None:
+    advice = f'put the data there, or change {setting} of the {split} data in the config'
+    if not folder.is_dir():
+        raise DataError(f'folder {folder} does not exist; {advice}')
+    try:
+        empty = next(folder.iterdir(), None) is None
+    except PermissionError:
+        raise DataError(f'folder {folder} may not be read by this user; {advice}') from None
+    if empty:
+        raise DataError(f'folder {folder} is empty; {advice}')
 
 
 def _files(folder: Path, suffix: str) -> Iterator[str]:

@@ -1,4 +1,5 @@
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -46,7 +47,7 @@ def explain(error: Exception) -> str | None:
     argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", last_line)
     if isinstance(error, TypeError) and argument:
         return _unexpected_argument(error, *argument.groups())
-    unknown = re.match(r"""["']?(\S+) is not in the (\S+) registry\.""", last_line)
+    unknown = re.match(r"""["']?(\S+) is not in the (.+?) registry\.""", last_line)
     if isinstance(error, KeyError) and unknown:
         return _unknown_type(error, *unknown.groups())
     palette = re.match(r"palette does not match classes as metainfo is (.{,300})", last_line)  # mmseg.datasets.BaseSegDataset
@@ -58,13 +59,15 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
-        path = re.search(r"""["'](.+)["']""", last_line)
-        near = _near_configs(Path(path[1])) if path else []
-        return (f'{path[1] if path else last_line} does not exist; is the path in the config, or on the command line, right?'
+        quoted = re.search(r"""(["'])(.+?)\1(?!\w)""", last_line)
+        path = quoted[2] if quoted else last_line
+        near = _near_configs(Path(path))
+        return (f'{path} does not exist; is the path in the config, or on the command line, right?'
                 + (f' Near to it: {", ".join(near)}' if near else ''))
     if isinstance(error, ValueError) and last_line.startswith('Expected more than 1 value per channel'):
-        return ('this batch has one image, of which a batch norm behind a pooling to one pixel has no variance: take two or '
-                'more on each GPU, train_dataloader.batch_size=2 (get_memory: --batch-size 2)')
+        return ('this batch has one image, of which a batch norm of single pixels has no variance: take two or more on each '
+                'GPU, train_dataloader.batch_size=2 (get_memory: --batch-size 2); or, if it is the last of an epoch, leave '
+                'that out, train_dataloader.drop_last=True')
     nothing = re.search(r'Found 0 files in subfolders of: (.+?)\.?$', last_line)  # mmpretrain.datasets.CustomDataset
     if nothing:
         return f'folder {nothing[1]} has no images in its subfolders, one for each class; put the data there'
@@ -78,14 +81,15 @@ def _unexpected_argument(error: TypeError, refusing: str, argument: str) -> str 
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == 'build_from_cfg':  # of mmengine; the innermost counts
             args, kind = frame.f_locals.get('args', {}), frame.f_locals.get('obj_cls')
-    ours = refusing in {kind.__name__ for kind in PyramidBackbone.__subclasses__()}
+    ours = refusing in {backbone.__name__ for backbone in PyramidBackbone.__subclasses__()}
     if ours and argument == 'pretrained':
         return (f"{refusing} has no argument 'pretrained', which MMSegmentation's bases set for the whole model: "
                 'model=dict(pretrained=None, ...) takes it out; weights are init_cfg of the backbone')
     if ours:
         return (f"{refusing} has no argument '{argument}'; if the config inherits it from another backbone, "
                 f"backbone=dict(_delete_=True, type='{refusing}', ...) takes it out")
-    if isinstance(kind, type) and argument in args and refusing in {base.__name__ for base in kind.__mro__}:
+    of_the_config = isinstance(kind, type) and argument in args and refusing in {base.__name__ for base in kind.__mro__}
+    if of_the_config and argument not in inspect.signature(kind.__init__).parameters:  # or else the class hands it on wrongly
         return (f"{kind.__name__} has no argument '{argument}'; is it spelt right? If the config inherits it from another "
                 f"class, dict(_delete_=True, type='{kind.__name__}', ...) in that place takes it out, with all others")
     return None

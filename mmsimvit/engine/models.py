@@ -144,10 +144,10 @@ def check_topk(model: nn.Module, metrics: Iterable[Any]) -> None:
     """
     number: Any = getattr(getattr(model, 'head', None), 'num_classes', None)
     for metric in metrics if is_a(model, 'BaseClassifier') and isinstance(number, int) else ():
-        highest = max(metric.topk) if type(metric).__name__ == 'Accuracy' else 0
-        if highest > number:
-            raise ModelError(f'the validation asks for top-{highest} accuracy, but the head has {number} classes: '
-                             'val_evaluator=dict(topk=(1, )) and test_evaluator=dict(topk=(1, )) in the config')
+        highest = max(getattr(metric, 'topk', None) or [0])
+        if type(metric).__name__ == 'Accuracy' and highest > number:
+            raise ModelError(f'the validation asks for top-{highest} accuracy, but the head has {number} classes: set '
+                             'topk=(1, ) in the Accuracy of val_evaluator and test_evaluator in the config')
 
 
 def image_channels(model: nn.Module) -> int:

@@ -91,15 +91,29 @@ def test_an_empty_classification_folder(tmp_path):
 
 
 @pytest.mark.parametrize(('dataset', 'missing', 'setting'), [
-    (dict(type='ImageNet', split='train'), 'own/train', 'data_root'),
+    (dict(type='ImageNet', split='train'), 'own/train', 'data_root or split'),
     (dict(type='CustomDataset', data_prefix='trein'), 'own/trein', 'data_prefix'),
     (dict(type='CocoDataset', data_prefix=dict(img='trein/')), 'own/trein', 'data_prefix'),
+    (dict(type='CocoDataset', data_root='no', data_prefix='/no/trein'), '^folder /no/trein', 'data_prefix'),
     (dict(type='CocoDataset', data_root='no', data_prefix=dict(img='train/')), 'no/train', 'data_root')])
 def test_a_missing_folder_is_blamed_on_the_setting_that_names_it(dataset, missing, setting, tmp_path):
     (tmp_path / 'own').mkdir()
     dataset = {**dataset, 'data_root': str(tmp_path / dataset.get('data_root', 'own'))}
     with pytest.raises(DataError, match=f'{missing} does not exist; .* change {setting} of the train data in the config'):
         check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train', ))
+
+
+@pytest.mark.parametrize('dataset', [
+    dict(type='CustomDataset', data_root='own', split='train'),  # which it refuses itself, and not for a folder
+    dict(type='ImageNet', data_root='own', split='train', ann_file='/absolute/paths.txt'),
+    dict(type='ImageNet', data_root='own', data_prefix='s3://bucket/train'),
+    dict(type='CustomDataset', data_prefix='~/own')])
+def test_what_the_libraries_find_themselves_passes(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own/a.png').touch()
+    check_data(Config(dict(train_dataloader=dict(dataset=dataset))), ('train', ))
 
 
 def test_the_first_process_alone_looks(own, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from mmdet.utils import register_all_modules
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
 from mmsimvit import ConfigError, find_config
 from mmsimvit.engine.errors import explain
@@ -78,6 +78,31 @@ def test_what_a_config_gets_wrong_of_a_library_is_one_line(built, line):
     assert re.match(line, explain(error.value))
 
 
+@pytest.mark.parametrize(('registry', 'built', 'line'), [
+    (PARAM_SCHEDULERS, 'CosineAnealingLR', 'CosineAnealingLR is not in the .*parameter scheduler registry; near to it: Cosine'),
+    (DATA_SAMPLERS, 'DefaultSampeler', r'DefaultSampeler is not in the .*data sampler registry; near to it: DefaultSampler\b')])
+def test_a_registry_of_two_words(registry, built, line):
+    with pytest.raises(KeyError) as error:
+        registry.build(dict(type=built, optimizer=None))
+    assert re.match(line, explain(error.value))
+
+
+class Base(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+
+
+class HandsOnWrongly(Base):
+    def __init__(self, extra):
+        super().__init__(extra=extra)
+
+
+def test_a_class_that_hands_on_its_own_argument_is_a_bug_of_code():
+    with pytest.raises(TypeError) as error:
+        MODELS.build(dict(type=HandsOnWrongly, extra=1))
+    assert explain(error.value) is None
+
+
 def test_a_dataset_that_inherits_an_argument_of_another(tmp_path):
     """Of MMPreTrain's ImageNet; the class that refuses it is a parent of the one in the config."""
     importlib.import_module('mmpretrain.datasets')
@@ -95,6 +120,14 @@ def test_a_missing_base_is_named_once_and_what_is_near(tmp_path):
     assert line.count('does not exist') == 1
     assert 'maskrcnn/mask-rcnn_r50_fpn_1x_coco.py does not exist; ' in line
     assert 'Near to it: mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py' in line
+
+
+@pytest.mark.parametrize(('message', 'path'), [
+    ("[Errno 2] No such file or directory: 'a b.png'", 'a b.png'),
+    ('[Errno 2] No such file or directory: "it\'s.png"', "it's.png"), ("'x.txt' wasn't found", 'x.txt'),
+    ('no quotes', 'no quotes')])
+def test_a_missing_file_is_named(message, path):
+    assert explain(FileNotFoundError(message)).startswith(f'{path} does not exist; ')
 
 
 def test_a_batch_of_one_image_is_one_line():

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import find_config
-from mmsimvit.engine.models import ModelError, check_channels, check_classes
+from mmsimvit.engine.models import ModelError, check_channels, check_classes, check_topk
 from mmsimvit.train import main as train
 from tests.conftest import options
 
@@ -147,6 +147,14 @@ def test_a_training_with_too_few_classes_ends_with_the_line(workspace, monkeypat
 
 def test_accuracies_beyond_the_classes_are_refused_before_an_epoch_is_trained(workspace, monkeypatch, tmp_path):
     monkeypatch.chdir(workspace)
-    with pytest.raises(SystemExit, match=r'^error: the validation asks for top-7 accuracy, but the head has 6 classes: val_'):
+    with pytest.raises(SystemExit, match=r'^error: the validation asks for top-7 accuracy, but the head has 6 classes: set'):
         train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'val_evaluator.topk': '1,7'})])
     assert not list(tmp_path.glob('*.pth'))
+
+
+class Accuracy:  # by its name, as MMPreTrain's
+    pass
+
+
+def test_a_metric_of_ones_own_of_that_name_is_left_alone():
+    check_topk(build('simvit_micro_shapes'), [Accuracy()])

@@ -76,8 +76,9 @@ def test_ground_truth_is_drawn_beside_predictions(workspace, tmp_path, monkeypat
     changed = np.abs(truth - found).max(-1) > 10
     assert changed[mask].mean() > 0.5
     image = np.asarray(Image.open('data/shapes/images/validation/000000.png').resize((128, 128), 0)).astype(int)
-    found, image = (np.sort(pixels.reshape(-1, 3), axis=0) for pixels in (found, image))  # parts move in matplotlib before 3.11
-    assert np.abs(found - image).mean() < 3
+    # In means of 16 x 16 pixels, for matplotlib before 3.11 moves parts of an image by up to three pixels.
+    found, image = (pixels.reshape(8, 16, 8, 16, 3).mean((1, 3)) for pixels in (found, image))
+    assert np.abs(found - image).mean() < 8
     assert (drawn[140:, 272:] == 255).all()  # no fourth image
 
 
