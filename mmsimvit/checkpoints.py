@@ -175,7 +175,8 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
     SYSTEMS[system].finish(converted)
     if not any(name.startswith('stages.') for name in converted):
         raise ValueError(f'no name among the {len(published)} in this state dict is one of the published {system}; '
-                         f'it begins with {list(published)[:3]}')
+                         f'it begins with {list(published)[:3]}; is it a file of {SYSTEMS[system].source}? What mmsimvit '
+                         'trained needs no conversion')
     return converted
 
 
@@ -230,8 +231,8 @@ def load_file(path: str) -> Mapping:
                               f'{f" ({found[1]})" if found else ""} and could run code when loaded, or it is no '
                               'checkpoint at all; ask whoever made it for the state dict alone') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f'checkpoint {path} cannot be read, it may have been cut short: '
-                              f'{str(error).splitlines()[0] if str(error) else type(error).__name__}') from error
+        raise CheckpointError(f'checkpoint {path} cannot be read; it may have been cut short, or be no checkpoint of PyTorch '
+                              f'({type(error).__name__}: {(str(error).splitlines() or [""])[0]})') from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not names and tensors')
     return checkpoint

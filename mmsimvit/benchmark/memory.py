@@ -24,6 +24,7 @@ class TrainingMemory(NamedTuple):
     """In bytes."""
     states: int  # of parameters, gradients and optimizer
     kept: int  # for the backward pass, for the whole batch
+    shape: tuple[int, int]  # of the images, height and width in pixels, as the data_preprocessor padded them
 
 
 def kept_bytes(call: Callable[[], object], device: torch.device, inputs: Iterable[Tensor] = ()) -> int:
@@ -73,12 +74,14 @@ def measure_training_memory(model: BaseModel, scope: str, batch: int, shape: tup
     """
     model.train()
     data = model.data_preprocessor(random_batch(model, scope, batch, shape), training=True)
+    height, width = data['inputs'].shape[2:]
     trained = [p for p in model.parameters() if p.requires_grad]
 
     with without_chunks():
         kept = kept_bytes(lambda: model(**data, mode='loss'), torch.device('cpu'))
     states = sum(p.numel() for p in trained) * BYTES_PER_PARAMETER
-    return TrainingMemory(states + sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad), kept)
+    states += sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad)
+    return TrainingMemory(states, kept, (height, width))
 
 
 def random_batch(model: BaseModel, scope: str, batch: int, shape: tuple[int, int]) -> dict:

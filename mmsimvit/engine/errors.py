@@ -54,6 +54,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ValueError) and palette:
         return ('the palette of the data set must have one colour for each of its classes, or be [] for colours at random; its '
                 f'metainfo is {palette[1]}')
+    if isinstance(error, AssertionError) and (head := _uneven_head(error)):
+        return head
     if isinstance(error, ValueError) and (backbone := _backbone_of(error)):
         return last_line if backbone in last_line else f'{backbone}: {last_line}'
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
@@ -113,6 +115,16 @@ def _unknown_type(error: KeyError, name: str, searched: str) -> str:
     return (f'{name} is not in the {searched} registry; '
             + (f'near to it: {", ".join(near)}' if near else 'is it spelt right, and is what defines it imported, by '
                "custom_imports=dict(imports=['...']) in the config?"))
+
+
+def _uneven_head(error: AssertionError) -> str | None:
+    """Of a head of MMSegmentation that has not as many channels as maps, which is told without a word."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code.co_name != '_init_inputs':
+        return None
+    index, channels = (frames[-1].f_locals.get(name) for name in ('in_index', 'in_channels'))
+    return (f"a head's in_index is {index} and its in_channels are {channels}; there must be one number of channels for each "
+            'map that it takes')
 
 
 def _near_configs(path: Path) -> list[str]:

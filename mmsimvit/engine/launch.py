@@ -64,6 +64,7 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     cfg = Config.fromfile(find_config(args.config))
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
+        _make_room_for_weights(cfg, args.cfg_options)
         _check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
@@ -87,6 +88,18 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     return cfg
 
 
+def _make_room_for_weights(cfg: Config, options: dict[str, Any]) -> None:
+    """Let ``init_cfg.checkpoint=FILE`` name the weights to start from also where the config has none."""
+    for key in options:
+        if not key.endswith('.init_cfg.checkpoint'):
+            continue
+        node: Any = cfg._cfg_dict
+        for part in key.split('.')[:-2]:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and not node.get('init_cfg'):
+            node['init_cfg'] = ConfigDict(type='Pretrained')
+
+
 def _check_options(cfg: Config, options: dict[str, Any]) -> None:
     settings = SETTINGS.union(*(inspect.signature(runner).parameters for runner in (Runner, FlexibleRunner)))
     for key, value in options.items():
@@ -98,11 +111,15 @@ def _check_options(cfg: Config, options: dict[str, Any]) -> None:
                               'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs. What code of '
                               'your own reads belongs in the file')
         node: Any = cfg._cfg_dict
-        for part in key.split('.'):
+        *above, last = key.split('.')
+        for part in [*above, last]:
             known = [*node] if isinstance(node, dict) else []
             if part not in known and (meant := [other for other in known if _letters(other) == _letters(part)]):
                 raise ConfigError(f'--cfg-options {key}={value}: there is no {part}; did you mean {meant[0]}?')
             node = node.get(part) if isinstance(node, dict) else None
+            if part in above and part in known and node is None:
+                raise ConfigError(f'--cfg-options {key}={value}: {part} is None in the config, and nothing can be set in that; '
+                                  'write the whole of it into the file')
 
 
 def _letters(name: str) -> str:

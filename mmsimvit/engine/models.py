@@ -43,7 +43,7 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
 
     Raises:
         ConfigError: if there is no such config.
-        ModelError: if it has no model.
+        ModelError: if it has no model, or one whose parts do not fit.
         SystemExit: if its library is not installed.
     """
     cfg = load_config(args)
@@ -53,14 +53,16 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's Runner does
     MMLogger.get_instance('model').setLevel('WARNING')  # it becomes the current one: no line for each parameter
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        return cfg, MODELS.build(cfg.model)
+        model = MODELS.build(cfg.model)
+    check_channels(model)
+    return cfg, model
 
 
 def check_channels(model: nn.Module) -> None:
-    """Compare the widths of the maps of one of our backbones with what follows it, before anything is computed.
+    """Compare the maps of one of our backbones, their number and widths, with what follows it, before anything is computed.
 
     Raises:
-        ModelError: if neck or heads are of other widths; the message has the setting that fits.
+        ModelError: if neck or heads take others; the message has the setting that fits.
     """
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, PyramidBackbone):
@@ -72,6 +74,11 @@ def check_channels(model: nn.Module) -> None:
     if neck is not None and isinstance(getattr(neck, 'in_channels', None), (list, tuple)):
         if not set(neck.in_channels) <= set(widths):  # some necks take them from the last to the first, or not all
             raise ModelError(_other_channels(backbone, 'neck', neck.in_channels, widths))
+        if len(neck.in_channels) != len(widths) and (is_a(neck, 'FPN') or is_a(neck, 'ChannelMapper')):  # which take all
+            returned = tuple(backbone.out_indices[widths.index(width)] for width in neck.in_channels)
+            raise ModelError(f'the neck takes {len(neck.in_channels)} maps, but this {type(backbone).__name__} returns '
+                             f'{len(widths)}, of {widths} channels: backbone=dict(out_indices={returned}) or '
+                             f'neck=dict(in_channels={widths})')
     elif is_a(model, 'BaseClassifier'):
         given = getattr(model.head, 'in_channels', None)
         if type(neck).__name__ in ('NoneType', 'GlobalAveragePooling') and isinstance(given, int) and given != widths[-1]:
@@ -82,10 +89,14 @@ def check_channels(model: nn.Module) -> None:
             heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
             for head in heads:
                 index, given = getattr(head, 'in_index', None), getattr(head, 'in_channels', None)
-                # Where the maps are too few for it, the head itself says so.
-                one = isinstance(index, int) and isinstance(given, int) and -len(widths) <= index < len(widths)
-                several = isinstance(index, (list, tuple)) and isinstance(given, (list, tuple)) and set(index) <= set(
-                    range(len(widths)))
+                one = isinstance(index, int) and isinstance(given, int)
+                several = isinstance(index, (list, tuple)) and isinstance(given, (list, tuple))
+                indices = [index] if one else index if several else []
+                if not all(-len(widths) <= i < len(widths) for i in indices):
+                    raise ModelError(
+                        f'the in_index of {name} is {index}, but this {type(backbone).__name__} returns {len(widths)} maps, '
+                        f'counted from 0, of {widths} channels: set in_index and in_channels of {name} to some of them, or '
+                        'out_indices of the backbone to more')
                 if one and given != widths[index]:
                     raise ModelError(_other_channels(backbone, name, given, widths[index]))
                 if several and not set(given) <= set(widths):

@@ -51,6 +51,18 @@ def test_an_option_that_is_misspelt_names_the_one_meant(option, meant):
         configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', option]))
 
 
+@pytest.mark.parametrize(('name', 'arch'), [('retinanet_simvit_micro_custom', 'micro'), ('maskrcnn_simvit_t_coco', 'tiny')])
+def test_weights_of_the_command_line_also_where_the_config_has_none(name, arch, tmp_path):
+    torch.save(MODELS.build(dict(type='SimViT', arch=arch)).state_dict(), tmp_path / 'my.pth')
+    cfg = configure(parse_args([find_config(name), '--cfg-options', f'model.backbone.init_cfg.checkpoint={tmp_path}/my.pth']))
+    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=f'{tmp_path}/my.pth')
+
+
+def test_nothing_can_be_set_in_none():
+    with pytest.raises(ConfigError, match='^--cfg-options model.backbone.init_cfg.typ=a: init_cfg is None in the config, '):
+        configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', 'model.backbone.init_cfg.typ=a']))
+
+
 @pytest.mark.parametrize(('settings', 'line'), [
     ({'arch': 'mikro'}, "SimViT has no arch 'mikro'; it has micro, tiny, "),
     ({'arch': 'micro', 'kernel_size': 4}, 'SimViT: kernel_size must be odd and positive, '),
@@ -66,6 +78,9 @@ def test_what_a_backbone_refuses_is_one_line(settings, line):
 @pytest.mark.parametrize(('built', 'line'), [
     (dict(type='SimVIT'), r'SimVIT is not in the mmdet::model registry; near to it: SimViT\b'),
     (dict(type='UPerHaed'), r'UPerHaed is not in the mmdet::model registry; near to it: mmseg\.UPerHead\b'),
+    (dict(type='mmseg.FCNHead', num_classes=3, channels=8, in_channels=[8, 16, 32], in_index=[0, 1],
+          input_transform='resize_concat'),
+     r"a head's in_index is \[0, 1\] and its in_channels are \[8, 16, 32\]; "),
     (dict(type='Qqqqqqqq'), r'Qqqqqqqq is not in the mmdet::model registry; is it spelt right, .*custom_imports='),
     (dict(type='Shared2FCBBoxHead', classes=3), r"Shared2FCBBoxHead has no argument 'classes'; is it spelt right\? .*"
      r"dict\(_delete_=True, type='Shared2FCBBoxHead', \.\.\.\)"),
@@ -73,7 +88,7 @@ def test_what_a_backbone_refuses_is_one_line(settings, line):
 def test_what_a_config_gets_wrong_of_a_library_is_one_line(built, line):
     importlib.import_module('mmseg.models')
     register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises((KeyError, TypeError)) as error:
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises((AssertionError, KeyError, TypeError)) as error:
         MODELS.build(built)
     assert re.match(line, explain(error.value))
 

@@ -26,6 +26,11 @@ def build(name, **changes):
      r'in_channels of neck are \[32, 64, 160, 256\], but the maps of this SimViT have \[64, 128, 320, 512\] channels'),
     ('retinanet_simvit_t_coco', {'model.neck.in_channels': [256, 512, 1024, 2048]},
      r'neck are \[256, 512, 1024, 2048\].*: neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
+    ('retinanet_simvit_t_coco', {'model.neck.in_channels': [128, 320, 512]},
+     r'neck takes 3 maps, but this SimViT returns 4, of \[64, 128, 320, 512\] channels: backbone=dict\(out_indices=\(1, 2, 3'
+     r'\)\) or neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
+    ('upernet_simvit_t_ade20k', {'model.backbone.out_indices': (1, 2, 3)},
+     r'in_index of decode_head is \[0, 1, 2, 3\], but this SimViT returns 3 maps, counted from 0, of \[128, 320, 512\]'),
     ('upernet_simvit_t_ade20k', {'model.backbone.arch': 'micro'},
      r'decode_head are \[64, 128, 320, 512\].*\[32, 64, 160, 256\]'),
     ('upernet_simvit_t_ade20k', {'model.auxiliary_head.in_channels': 64},
@@ -48,7 +53,6 @@ def test_widths_that_fit_are_not_refused(name):
     dict(neck=dict(in_channels=99)),  # of one map, whichever
     dict(decode_head=dict(in_channels=99)),  # as Mask2Former's, without in_index
     dict(decode_head=dict(in_index=[0, 3], in_channels=288)),  # their sum, as where maps are concatenated
-    dict(decode_head=dict(in_index=7, in_channels=99)),  # which MMSegmentation itself refuses
     dict(decode_head=dict(in_index=-1, in_channels=256), auxiliary_head=None),
 ])
 def test_what_may_be_right_is_not_refused(parts):

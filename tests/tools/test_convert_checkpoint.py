@@ -33,7 +33,7 @@ def test_writes_what_init_cfg_loads(published, tmp_path):
     (lambda sd: sd.pop('block3.2.mlp.fc1.bias'), r'nearest to it is micro: 1 missing \(stages.2.blocks.2.ffn.fc1.bias\)'),
     (lambda sd: sd.update({'norm2.weight': torch.zeros(65)}), r'1 of another shape \(stages.1.norm.weight: \(65,\) instead of'),
     (lambda sd: sd.update({'block2.3.norm1.bias': torch.zeros(64)}), r'1 not used \(stages.1.blocks.3.norm1.bias\)'),
-    (lambda sd: [sd.pop(name) for name in list(sd)[:-1]], r'no name among the 1 in this state dict is one of the published'),
+    (lambda sd: [sd.pop(name) for name in list(sd)[:-1]], 'no name among the 1 in this .*; is it a file of https://github'),
 ])
 def test_writes_nothing_if_a_parameter_does_not_fit(change, message, published, tmp_path):
     checkpoint = torch.load(published)

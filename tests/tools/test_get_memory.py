@@ -56,3 +56,12 @@ def test_less_is_kept_where_blocks_or_ffns_are_computed_again(capsys):
     whole = kept()
     assert kept('--cfg-options', 'model.backbone.with_cp=True') < kept(
         '--cfg-options', 'model.backbone.recompute_ffn=True') < whole
+
+
+def test_images_are_padded_as_training_does_and_the_size_is_said(capsys):
+    for shape in ('48', '64'):
+        main([str(ROOT / 'configs/semfpn_simvit_micro_shapes.py'), '--shape', shape, shape, '--cfg-options',
+              'model.data_preprocessor.size=64,64'])
+    small, full = capsys.readouterr().out.split('48 x 48 pixels are padded to 64 x 64')[-1].split('semfpn')[1:]
+    assert small == full
+    assert '1 x 64 x 64 pixels' in small

@@ -126,7 +126,7 @@ def test_bad_options_end_with_one_line(untrained, workspace, tmp_path):
     cut = tmp_path / 'cut.pth'
     cut.write_bytes(untrained.read_bytes()[:1000])
     for words, message in (
-        ([cut], 'cut.pth cannot be read, it may have been cut short'),
+        ([cut], 'cut.pth cannot be read; it may have been cut short'),
         ([DETECTION], 'maskrcnn_simvit_micro_shapes.py is refused'),
         ([tmp_path / 'nowhere.pth'], 'nowhere.pth does not exist'),
         ([untrained, '--out', 'out.json'], 'must end in .pkl or .pickle, got out.json'),

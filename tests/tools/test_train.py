@@ -70,7 +70,7 @@ def test_options_that_cannot_be_met_end_with_one_line(workspace, tmp_path):
     assert refusal(main, CONFIG, '--resume', 'nowhere.pth', cwd=workspace) == 'error: checkpoint nowhere.pth does not exist'
     (tmp_path / 'cut.pth').write_bytes(b'PK\x03\x04 cut')
     out = refusal(main, CONFIG, '--cfg-options', f'load_from={tmp_path}/cut.pth', cwd=workspace)
-    assert f'error: checkpoint {tmp_path}/cut.pth cannot be read, it may have been cut short' in out
+    assert f'error: checkpoint {tmp_path}/cut.pth cannot be read; it may have been cut short' in out
     (tmp_path / 'bare.py').write_text(f'_base_ = {str(CONFIG)!r}\nauto_scale_lr = dict(_delete_=True)\n')
     out = refusal(main, tmp_path / 'bare.py', '--auto-scale-lr', cwd=workspace)
     assert 'needs auto_scale_lr.base_batch_size' in out
