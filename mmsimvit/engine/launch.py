@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import subprocess
+import time
 from argparse import ArgumentParser, Namespace
 from datetime import timedelta
 from pathlib import Path
@@ -173,6 +174,9 @@ def join_processes(cfg: Config) -> None:
 def leave_processes() -> None:
     """End what the processes talk through, whose threads may otherwise outlive what they work on."""
     if torch.distributed.is_initialized():
+        # While torch 2.6 waits for gloo's threads here, it keeps from them the lock that they need to free what the last
+        # collective gathered, and waits for ever; sleeping gives it to them.
+        time.sleep(0.1)
         torch.distributed.destroy_process_group()
 
 

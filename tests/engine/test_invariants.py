@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmsimvit import LIT, CheckpointError, SimViT
 from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
+from mmsimvit.engine.launch import leave_processes
 from mmsimvit.stacks import ONEDL, installed_stack
 from tests.backbones.table import BACKBONES
 from tests.conftest import ROOT, flatten, options, run
@@ -60,7 +62,7 @@ def join(rank, function, folder):
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     function(rank, folder)
     gc.collect()
-    torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 def train_half(rank, folder):
@@ -135,6 +137,25 @@ def begin(rank, folder):
 
 def test_processes_that_would_begin_apart_stop(tmp_path):
     torch.multiprocessing.spawn(join, (begin, str(tmp_path)), nprocs=2)
+
+
+def gather_and_leave(rank, folder):
+    """What one of two processes does, over and over."""
+    for again in range(20):
+        torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store_{again}', rank=rank, world_size=2)
+        torch.distributed.all_gather_object([None, None], rank)
+        leave_processes()
+
+
+def test_leaving_right_after_gathering_does_not_wait_for_ever(tmp_path):
+    """As it does with torch 2.6 where nothing lets gloo's threads finish."""
+    context = torch.multiprocessing.spawn(gather_and_leave, (str(tmp_path), ), nprocs=2, join=False)
+    deadline, left = time.monotonic() + 100, False
+    while not left and time.monotonic() < deadline:
+        left = context.join(timeout=1)
+    for process in context.processes:
+        process.kill()
+    assert left
 
 
 @pytest.mark.parametrize('resume', [True, False])
