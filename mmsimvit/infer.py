@@ -219,8 +219,12 @@ class Predictor:
                              f'model of {self.scope}')
         return samples
 
-    def write(self, picture: Picture, sample: BaseDataElement, score_thr: float, out_dir: Path) -> None:
-        """Write what was predicted on an image; the JSON file comes last, so that with it all is there."""
+    def write(self, picture: Picture, sample: BaseDataElement, score_thr: float, out_dir: Path) -> int:
+        """Write what was predicted on an image; the JSON file comes last, so that with it all is there.
+
+        Returns:
+            How many instances or classes that is.
+        """
         assert picture.pixels is not None, 'what cannot be decoded has no predictions'
         height, width = picture.pixels.shape[:2]
         record: dict[str, Any] = dict(image=picture.name, width=width, height=height)
@@ -251,6 +255,7 @@ class Predictor:
             warnings.filterwarnings('ignore', '.* is out of bounds')  # what touches the border
             write_whole(out_dir / f'{picture.name}{DRAWN}', lambda path: draw(**options, out_file=str(path)))
         write_whole(out_dir / f'{picture.name}.json', lambda path: path.write_text(json.dumps(record)))
+        return len(record.get('instances', record.get('classes', ())))
 
     def _instances(self, sample: BaseDataElement) -> list[dict]:
         found = self.inferencer.pred2dict(sample)
@@ -312,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
         images = find_images(args.images, out_dir)
         check_work_dir(out_dir)
         predictor = Predictor(cfg, args.checkpoint, args.device, whole=not args.allow_partial)
-        left_out = []
+        left_out, found = [], 0
         with Progress() as progress:
             task = progress.add_task('predicting', total=len(images))
             pictures = (decode(*image) for image in images)
@@ -322,10 +327,13 @@ def main(argv: list[str] | None = None) -> None:
                     with suppress(cv2.error):  # of the pipeline, as for an image so thin that its resize leaves nothing
                         samples = predictor.predict(batch) if size else []
                     for picture, sample in zip(batch, samples):
-                        predictor.write(picture, sample, args.score_thr, out_dir)
+                        found += predictor.write(picture, sample, args.score_thr, out_dir)
                     left_out += [] if samples else [picture.name for picture in batch]
                     progress.advance(task, len(batch))
     print(f'predictions on {len(images) - len(left_out)} of {len(images)} images are in {out_dir}')
+    if not found and len(left_out) < len(images):
+        print(f'no instance has a score of {args.score_thr} or more: --score-thr takes a lower one; after a short training '
+              'there may be none at all')
     if left_out:
         sys.exit(f'error: left out, for they cannot be decoded or resized: {", ".join(left_out)}')
 

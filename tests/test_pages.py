@@ -90,7 +90,8 @@ def test_what_a_page_shows_runs(page, sandbox):
             file = sandbox / 'fragment.py'
             of = base_of(block.fragment_of) if '::' in block.fragment_of else str(ROOT / 'configs' / block.fragment_of)
             base = '' if '_base_ =' in block.code else f'_base_ = {of!r}\n'
-            file.write_text(base + block.code)
+            code = re.sub(r"(?m)^_base_ = '(\w+::.+)'", lambda line: f'_base_ = {base_of(line[1])!r}', block.code)
+            file.write_text(base + code)
             command = [sys.executable, '-c', FRAGMENT.format(file=str(file))]
         elif block.language == 'python':
             command = [sys.executable, '-c', block.code]

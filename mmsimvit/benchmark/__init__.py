@@ -45,17 +45,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help='implementations of the operation: published, reference, composite, eager, triton '
                         '(default: published, and what this machine chooses)')
     parser.add_argument('--shapes', nargs='+', type=numbers(5, ','), metavar='B,H,W,C,HEADS',
-                        default=[numbers(5, ',')(shape) for shape in SHAPES], help='of the operation')
-    parser.add_argument('--kernel-sizes', nargs='+', type=at_least_one, default=[3], help='of the operation')
-    parser.add_argument('--sizes', nargs='+', type=numbers(2, 'x'), metavar='HxW', default=[(512, 512)], help='of the images')
-    parser.add_argument('--batch-sizes', nargs='+', type=at_least_one, default=[1])
+                        default=[numbers(5, ',')(shape) for shape in SHAPES],
+                        help='of the operation: batch, height, width, channels, heads (default: ' + ' '.join(SHAPES) + ')')
+    parser.add_argument('--kernel-sizes', nargs='+', type=at_least_one, default=[3], metavar='K',
+                        help='of the operation: the window is K x K (default: 3)')
+    parser.add_argument('--sizes', nargs='+', type=numbers(2, 'x'), metavar='HxW', default=[(512, 512)],
+                        help='of the images that backbones get (default: 512x512)')
+    parser.add_argument('--batch-sizes', nargs='+', type=at_least_one, default=[1], metavar='B',
+                        help='of the images that backbones get (default: 1)')
     parser.add_argument('--steps', nargs='+', choices=STEPS, default=list(STEPS),
                         help='forward: without gradients; training: forward and backward')
     parser.add_argument('--baseline', help='contestant that ratios are given to (default: the first)')
-    parser.add_argument('--rounds', type=at_least_one, default=7)
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32', help='backbones: by autocast')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=at_least_one, default=torch.get_num_threads(), help='on the CPU')
+    parser.add_argument('--rounds', type=at_least_one, default=7, metavar='N',
+                        help='how often each contestant is measured, in turns; fewer are quicker and less certain (default: 7)')
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16', 'float16'), default='float32',
+                        help='backbones: by autocast (default: float32)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cpu, cuda, cuda:1 ... (default: a GPU if there is one)')
+    parser.add_argument('--threads', type=at_least_one, default=torch.get_num_threads(), metavar='N',
+                        help="on the CPU (default: torch's choice)")
     parser.add_argument('--out', type=Path, metavar='DIR', help='write benchmark.json and benchmark.png there')
     args = parser.parse_args(argv)
     if bool(args.op) == bool(args.models):
@@ -73,7 +81,7 @@ def cases(args: argparse.Namespace, dtype: torch.dtype,
           device: torch.device) -> Iterator[tuple[str, Callable[[], list[Contestant]]]]:
     """A title and a function that gives the contestants, for every input."""
     if args.op:
-        # The copy tells how fast this memory is.
+        # The copy tells how fast this memory is: print_table's floor.
         for shape in args.shapes:
             for kernel_size in args.kernel_sizes:
                 title = 'x'.join(map(str, shape[:4])) + f', {shape[4]} head{"s" if shape[4] > 1 else ""}'

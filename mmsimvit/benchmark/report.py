@@ -57,9 +57,10 @@ def describe(about: dict) -> str:
 
 def print_table(rows: list[dict], about: dict) -> None:
     """Print what ``records`` gave for all cases."""
-    table = Table(title=describe(about), caption='median (quartiles) of interleaved rounds; "faster" and the numbers beside '
-                  f'memory are relative to {rows[0]["baseline"]}')
     floor = any('times_floor' in row for row in rows)
+    table = Table(title=describe(about), caption='median (quartiles) of interleaved rounds; "faster" and the numbers beside '
+                  f'memory are relative to {rows[0]["baseline"]}'
+                  + '; the floor is the time that copying what must be read and written would take' * floor)
     columns = ['case', 'step', 'name', 'ms', 'faster', 'saved MiB', '', 'peak MiB', '']
     for name in columns + ['times the floor'] * floor:
         table.add_column(name, justify='left' if name in ('case', 'step', 'name') else 'right')

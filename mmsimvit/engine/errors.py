@@ -47,6 +47,9 @@ def explain(error: Exception) -> str | None:
     argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", last_line)
     if isinstance(error, TypeError) and argument:
         return _unexpected_argument(error, *argument.groups())
+    if isinstance(error, KeyError) and 'must contain the key "type"' in str(error):
+        part = str(error.args[0]).split('but got ')[-1].splitlines()[0]
+        return f"a part of the config has no type; is the line _base_ = '...' missing? It is {part[:200]}"
     unknown = re.match(r"""["']?(\S+) is not in the (.+?) registry\.""", last_line)
     if isinstance(error, KeyError) and unknown:
         return _unknown_type(error, *unknown.groups())
@@ -83,6 +86,9 @@ def _unexpected_argument(error: TypeError, refusing: str, argument: str) -> str 
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == 'build_from_cfg':  # of mmengine; the innermost counts
             args, kind = frame.f_locals.get('args', {}), frame.f_locals.get('obj_cls')
+    if argument == '_delete_':
+        return (f'the config says _delete_ for {refusing}, but inherits nothing there that could be deleted; is its line '
+                "_base_ = '...' missing?")
     ours = refusing in {backbone.__name__ for backbone in PyramidBackbone.__subclasses__()}
     if ours and argument == 'pretrained':
         return (f"{refusing} has no argument 'pretrained', which MMSegmentation's bases set for the whole model: "

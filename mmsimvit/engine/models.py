@@ -49,6 +49,8 @@ def build_model(args: Namespace) -> tuple[Config, BaseModel]:
     cfg = load_config(args)
     if not cfg.get('model'):
         raise ModelError(f'{args.config} has no model; name the config of a detector, segmentor or classifier')
+    if not cfg.model.get('type'):
+        raise ModelError(f"the model of {args.config} has no type; is the config's line _base_ = '...' missing?")
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's Runner does
     MMLogger.get_instance('model').setLevel('WARNING')  # it becomes the current one: no line for each parameter

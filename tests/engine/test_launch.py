@@ -67,6 +67,7 @@ def test_nothing_can_be_set_in_none():
     ({'arch': 'mikro'}, "SimViT has no arch 'mikro'; it has micro, tiny, "),
     ({'arch': 'micro', 'kernel_size': 4}, 'SimViT: kernel_size must be odd and positive, '),
     ({'arch': 'micro', 'pretrained': None}, r"SimViT has no argument 'pretrained', .* model=dict\(pretrained=None, .* takes"),
+    ({'arch': 'micro', '_delete_': True}, r"the config says _delete_ for SimViT, .*; is its line _base_ = '...' missing\?"),
     ({'arch': 'micro', 'depth': 50}, r"SimViT has no argument 'depth'; if .*, backbone=dict\(_delete_=True, type='SimViT'"),
 ])
 def test_what_a_backbone_refuses_is_one_line(settings, line):
@@ -100,6 +101,13 @@ def test_a_registry_of_two_words(registry, built, line):
     with pytest.raises(KeyError) as error:
         registry.build(dict(type=built, optimizer=None))
     assert re.match(line, explain(error.value))
+
+
+def test_a_part_without_a_type_may_lack_its_base():
+    with pytest.raises(KeyError) as error:
+        MODELS.build(dict(backbone=dict(type='SimViT')))
+    assert explain(error.value) == ("a part of the config has no type; is the line _base_ = '...' missing? It is "
+                                    "{'backbone': {'type': 'SimViT'}}")
 
 
 class Base(torch.nn.Module):

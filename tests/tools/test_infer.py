@@ -90,6 +90,14 @@ def infer(made, images, out_dir, *words):
     return records
 
 
+@pytest.mark.parametrize(('threshold', 'said'), [('0.25', False), ('1.5', True)])
+def test_that_nothing_was_found_is_said(threshold, said, untrained, images, tmp_path, capsys):
+    made = untrained['mmdet']
+    main([str(images / 'a/scene.png'), str(made.config), str(made.checkpoint), '--out-dir', str(tmp_path), '--device', 'cpu',
+          '--score-thr', threshold])
+    assert (f'no instance has a score of {threshold} or more: --score-thr ' in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize(('batch_size', 'tolerance'), [(1, 0.), (3, 5e-3)])
 def test_detections_are_those_of_inference_detector(untrained, images, tmp_path, batch_size, tolerance):
     from mmdet.apis import inference_detector, init_detector
