@@ -83,8 +83,9 @@ def count_complexity(model: nn.Module, shape: tuple[int, int], num_proposals: in
             counter, rois = _run(model, shape, num_proposals, 'cpu')
         except Exception as error:
             raise ModelError(f'{type(model).__name__} cannot be run on an image of {shape[0]} x {shape[1]} pixels: '
-                             f'{_first_sentence(error)}') from error
-        notes.append(f'Run on the CPU with random numbers, since it does not run without: {_first_sentence(reason)}')
+                             + (str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        notes.append('Run on the CPU with random numbers, since it does not run without: '
+                     + (re.split(r'\. |\n', str(reason).strip())[0] or type(reason).__name__))
     compiled = {type(module).__name__ for module in model.modules()
                 if any(base.__module__.startswith('mmcv.ops') for base in type(module).__mro__)}
     if compiled:
@@ -279,7 +280,3 @@ def _path(model: nn.Module, name: str, is_product: bool) -> tuple[str, ...]:
                 return part, stage, kind
         path = path.rpartition('.')[0]
     return part, stage, 'other'
-
-
-def _first_sentence(error: Exception) -> str:
-    return re.split(r'\. |\n', f'{error}'.strip())[0] or type(error).__name__

@@ -17,6 +17,21 @@ from ..config_files import ConfigError
 from ..datasets import DataError
 from .files import CANNOT_WRITE, WriteError
 
+# Errors of libraries whose text says all: the exception, a pattern of its last line, and what is told instead.
+REWORDED: tuple[tuple[type[Exception], str, str], ...] = (
+    (Exception, r'failed to load image: (.+)',  # mmcv.transforms.LoadImageFromFile
+     'image {0} cannot be decoded; replace it, or take it out of the annotations'),
+    (Exception, r'Found 0 files in subfolders of: (.+?)\.?$',  # mmpretrain.datasets.CustomDataset
+     'folder {0} has no images in its subfolders, one for each class; put the data there'),
+    (ValueError, r'^palette does not match classes as metainfo is (.{,300})',  # mmseg.datasets.BaseSegDataset
+     'the palette of the data set must have one colour for each of its classes, or be [] for colours at random; its metainfo '
+     'is {0}'),
+    (ValueError, r'^Expected more than 1 value per channel',  # torch.nn.functional.batch_norm
+     'this batch has one image, of which a batch norm of single pixels has no variance: take two or more on each GPU, '
+     'train_dataloader.batch_size=2 (get_memory: --batch-size 2); or, if it is the last of an epoch, leave that out, '
+     'train_dataloader.drop_last=True'),
+)
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -39,48 +54,32 @@ def explain(error: Exception) -> str | None:
     An error in a data-loading worker arrives with the worker's stack trace as its text; its last line counts.
     """
     last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ''
-    unreadable = re.search(r'failed to load image: (.+)', last_line)  # mmcv.transforms.LoadImageFromFile
-    if unreadable:
-        return f'image {unreadable[1]} cannot be decoded; replace it, or take it out of the annotations'
+    for kind, pattern, told in REWORDED:
+        if isinstance(error, kind) and (found := re.search(pattern, last_line)):
+            return told.format(*found.groups())
     if isinstance(error, (CheckpointError, ConfigError, DataError)):
         return re.sub(r'^[\w.]*(CheckpointError|DataError): ', '', last_line)
-    argument = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", last_line)
-    if isinstance(error, TypeError) and argument:
-        return _unexpected_argument(error, *argument.groups())
-    if isinstance(error, KeyError) and 'must contain the key "type"' in str(error):
-        part = str(error.args[0]).split('but got ')[-1].splitlines()[0]
-        return f"a part of the config has no type; is the line _base_ = '...' missing? It is {part[:200]}"
-    unknown = re.match(r"""["']?(\S+) is not in the (.+?) registry\.""", last_line)
-    if isinstance(error, KeyError) and unknown:
-        return _unknown_type(error, *unknown.groups())
-    palette = re.match(r"palette does not match classes as metainfo is (.{,300})", last_line)  # mmseg.datasets.BaseSegDataset
-    if isinstance(error, ValueError) and palette:
-        return ('the palette of the data set must have one colour for each of its classes, or be [] for colours at random; its '
-                f'metainfo is {palette[1]}')
-    if isinstance(error, AssertionError) and (head := _uneven_head(error)):
-        return head
-    if isinstance(error, ValueError) and (backbone := _backbone_of(error)):
-        return last_line if backbone in last_line else f'{backbone}: {last_line}'
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
-        quoted = re.search(r"""(["'])(.+?)\1(?!\w)""", last_line)
-        path = quoted[2] if quoted else last_line
-        near = _near_configs(Path(path))
-        return (f'{path} does not exist; is the path in the config, or on the command line, right?'
-                + (f' Near to it: {", ".join(near)}' if near else ''))
-    if isinstance(error, ValueError) and last_line.startswith('Expected more than 1 value per channel'):
-        return ('this batch has one image, of which a batch norm of single pixels has no variance: take two or more on each '
-                'GPU, train_dataloader.batch_size=2 (get_memory: --batch-size 2); or, if it is the last of an epoch, leave '
-                'that out, train_dataloader.drop_last=True')
-    nothing = re.search(r'Found 0 files in subfolders of: (.+?)\.?$', last_line)  # mmpretrain.datasets.CustomDataset
-    if nothing:
-        return f'folder {nothing[1]} has no images in its subfolders, one for each class; put the data there'
+        return _missing_file(last_line)
+    if isinstance(error, TypeError):
+        return _unexpected_argument(error, last_line)
+    if isinstance(error, KeyError):
+        return _missing_type(error) or _unknown_type(error, last_line)
+    if isinstance(error, AssertionError):
+        return _uneven_head(error)
+    if isinstance(error, ValueError) and (backbone := _backbone_of(error)):
+        return last_line if backbone in last_line else f'{backbone}: {last_line}'
     return None
 
 
-def _unexpected_argument(error: TypeError, refusing: str, argument: str) -> str | None:
+def _unexpected_argument(error: TypeError, line: str) -> str | None:
     """For an argument that a config gives, or our backbones get; a library's own mistake is none of the user's."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", line)
+    if not found:
+        return None
+    refusing, argument = found.groups()
     args: dict[str, Any] = {}
     kind: Any = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -103,12 +102,23 @@ def _unexpected_argument(error: TypeError, refusing: str, argument: str) -> str 
     return None
 
 
-def _unknown_type(error: KeyError, name: str, searched: str) -> str:
+def _missing_type(error: KeyError) -> str | None:
+    if 'must contain the key "type"' not in str(error):
+        return None
+    part = str(error.args[0]).split('but got ')[-1].splitlines()[0]
+    return f"a part of the config has no type; is the line _base_ = '...' missing? It is {part[:200]}"
+
+
+def _unknown_type(error: KeyError, line: str) -> str | None:
     """With the names near to it, in all libraries that are imported."""
+    found = re.match(r"""["']?(\S+) is not in the (.+?) registry\.""", line)
+    if not found:
+        return None
+    name, searched = found.groups()
     registry: Any = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = frame.f_locals.get('registry')
-        registry = found if isinstance(found, Registry) else registry
+        local = frame.f_locals.get('registry')
+        registry = local if isinstance(local, Registry) else registry
     names: dict[str, str] = {}
     if registry is not None:
         here, root = registry.scope, registry
@@ -131,6 +141,14 @@ def _uneven_head(error: AssertionError) -> str | None:
     index, channels = (frames[-1].f_locals.get(name) for name in ('in_index', 'in_channels'))
     return (f"a head's in_index is {index} and its in_channels are {channels}; there must be one number of channels for each "
             'map that it takes')
+
+
+def _missing_file(line: str) -> str:
+    quoted = re.search(r"""(["'])(.+?)\1(?!\w)""", line)
+    path = quoted[2] if quoted else line
+    near = _near_configs(Path(path))
+    return (f'{path} does not exist; is the path in the config, or on the command line, right?'
+            + (f' Near to it: {", ".join(near)}' if near else ''))
 
 
 def _near_configs(path: Path) -> list[str]:

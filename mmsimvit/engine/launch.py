@@ -112,13 +112,13 @@ def _check_options(cfg: Config, options: dict[str, Any]) -> None:
                               'optim_wrapper.optimizer.lr, train_dataloader.batch_size or train_cfg.max_epochs. What code of '
                               'your own reads belongs in the file')
         node: Any = cfg._cfg_dict
-        *above, last = key.split('.')
-        for part in [*above, last]:
+        parts = key.split('.')
+        for place, part in enumerate(parts, start=1):
             known = [*node] if isinstance(node, dict) else []
             if part not in known and (meant := [other for other in known if _letters(other) == _letters(part)]):
                 raise ConfigError(f'--cfg-options {key}={value}: there is no {part}; did you mean {meant[0]}?')
             node = node.get(part) if isinstance(node, dict) else None
-            if part in above and part in known and node is None:
+            if place < len(parts) and part in known and node is None:
                 raise ConfigError(f'--cfg-options {key}={value}: {part} is None in the config, and nothing can be set in that; '
                                   'write the whole of it into the file')
 

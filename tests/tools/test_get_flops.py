@@ -10,6 +10,7 @@ from torch import nn
 from mmsimvit import SimViT
 from mmsimvit.backbones import simvit
 from mmsimvit.engine.complexity import count_complexity
+from mmsimvit.engine.models import ModelError
 from tests.conftest import ROOT, run
 from tools.get_flops import main
 
@@ -170,6 +171,17 @@ def test_the_table(capsys):
         f'{2 * total.macs / 1e9:.4f}', f'{total.activations / 1e6:.4f}']
     assert 'one image of 96 x 128 pixels' in out and '1 MAC (multiply-accumulate) = 2 FLOPs' in out
     assert 'Not run outside of training: auxiliary_head.' in out
+
+
+class Refusing(nn.Module):
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        raise RuntimeError("Couldn't load custom C++ ops. Compile them anew.\nwhere it was")
+
+
+def test_the_advice_in_an_error_is_kept():
+    """As torchvision gives it, which comes after a full stop."""
+    with pytest.raises(ModelError, match=r"Couldn't load custom C\+\+ ops\. Compile them anew\.$"):
+        count_complexity(Refusing(), (32, 32))
 
 
 def test_bad_input_ends_with_one_line(tmp_path, capsys):
