@@ -1,4 +1,5 @@
 """Checkpoints: published parameter names -> ours, and how much of a checkpoint a backbone can use."""
+import difflib
 import os
 import pickle
 import re
@@ -224,7 +225,9 @@ def load_file(path: str) -> Mapping:
         else:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f'checkpoint {path} does not exist') from None
+        beside = difflib.get_close_matches(Path(path).name, sorted(found.name for found in Path(path).parent.glob('*.pth')))
+        raise CheckpointError(f'checkpoint {path} does not exist'
+                              + (f'; near to it: {", ".join(beside)}' if beside else '')) from None
     except pickle.UnpicklingError as error:
         found = re.search(r'(?:GLOBAL|class|Unsupported \w+) ([A-Za-z_][\w.]*)', str(error))
         raise CheckpointError(f'checkpoint {path} is refused: it holds more than tensors'

@@ -21,9 +21,11 @@ def find_config(name: str) -> str:
             these inherit from, by its whole path: ``_base_/fsdp.py``.
 
     Raises:
-        ConfigError: if it is neither.
+        ConfigError: if it is neither, or a file of another kind.
     """
     if Path(name).is_file():
+        if Path(name).suffix not in ('.py', '.json', '.yaml', '.yml'):
+            raise ConfigError(f'{name} is not a config, which ends with .py; the config comes first, a checkpoint after it')
         return name
     folder = next((folder for folder in FOLDERS if folder.is_dir()), PACKAGE)
     known = {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}

@@ -188,6 +188,12 @@ class Payload:
         return open, (self.path, 'w')
 
 
+def test_a_missing_checkpoint_names_those_near(tmp_path):
+    (tmp_path / 'epoch_6.pth').touch()
+    with pytest.raises(CheckpointError, match=r'/epoch_66.pth does not exist; near to it: epoch_6.pth$'):
+        load_file(str(tmp_path / 'epoch_66.pth'))
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path):
     for name, save in (('zip.pth', torch.save), ('pickle.pth', lambda obj, path: path.write_bytes(pickle.dumps(obj)))):
         save(dict(state_dict={}, extra=Payload(str(tmp_path / 'proof'))), tmp_path / name)

@@ -22,6 +22,12 @@ def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
     assert find_config('maskrcnn_simvit_t_coco.py') == 'maskrcnn_simvit_t_coco.py'
 
 
+def test_a_checkpoint_in_the_place_of_a_config_is_named(tmp_path):
+    (tmp_path / 'epoch_6.pth').touch()
+    with pytest.raises(ConfigError, match='epoch_6.pth is not a config, .*; the config comes first, a checkpoint after it$'):
+        find_config(str(tmp_path / 'epoch_6.pth'))
+
+
 @pytest.mark.parametrize('name', ['maskrcnn_simvit_t_cocoo.py', 'lit/maskrcnn_simvit_t_coco.py',
                                   '/else/maskrcnn_simvit_t_coco.py'])
 def test_an_unknown_config_names_the_nearest(name):

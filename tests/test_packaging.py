@@ -20,6 +20,12 @@ def test_one_version():
     assert re.search(r'^## (\S+) ', (ROOT / 'CHANGELOG.md').read_text(), re.M)[1] == mmsimvit.__version__
 
 
+def test_a_folder_of_its_name_does_not_hide_an_editable_installation(tmp_path):
+    """Such as a clone has, for whoever works in the folder that holds it."""
+    (tmp_path / 'mmsimvit').mkdir()
+    assert run('-c', 'import mmsimvit; print(mmsimvit.__version__)', cwd=tmp_path).strip() == mmsimvit.__version__
+
+
 @pytest.fixture(scope='module')
 def released(tmp_path_factory):
     """A folder with the sdist and the wheel that is built from it."""

@@ -1,5 +1,5 @@
 """Errors of data loading that name the file."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -32,8 +32,19 @@ class CheckedPipeline(Compose):
     def __call__(self, data: dict) -> Any:
         """What the transforms make of an entry of the data set."""
         name, labels = data.get('img_path'), data.get('seg_map_path')  # before a transform changes them
+        packed: Any = data
+        for transform in self.transforms:
+            packed = self._apply(transform, packed, name, labels)
+            if packed is None:  # the data set takes another entry
+                return None
+        sample = packed.get('data_samples') if isinstance(packed, dict) else None
+        if self.num_classes and sample is not None and 'gt_sem_seg' in sample:
+            self._check_labels(labels, packed['inputs'], sample, self.num_classes)
+        return packed
+
+    def _apply(self, transform: Callable, data: dict, name: str | None, labels: str | None) -> Any:
         try:
-            packed = super().__call__(data)
+            return transform(data)
         except (AssertionError, LookupError, OSError, RuntimeError, TypeError, ValueError, cv2.error) as error:
             if isinstance(error, DataError) or name is None:
                 raise
@@ -42,12 +53,12 @@ class CheckedPipeline(Compose):
                     f'{error}: give the data set and the LoadAnnotations of its pipeline the same reduce_zero_label (True if '
                     "0 in label maps stands for none, as in ADE20K's), or leave it out of LoadAnnotations, which then takes "
                     'that of the data set') from error
-            raise DataError(f'image {name}{f" with label map {labels}" if labels else ""} {_reason(error)}; replace it, or '
-                            'take it out of the data') from error
-        sample = packed.get('data_samples') if isinstance(packed, dict) else None
-        if self.num_classes and sample is not None and 'gt_sem_seg' in sample:
-            self._check_labels(labels, packed['inputs'], sample, self.num_classes)
-        return packed
+            image = f'image {name}' + (f' with label map {labels}' if labels else '')
+            if reason := _fault_of_image(error):
+                raise DataError(f'{image} {reason}; replace it, or take it out of the data') from error
+            raise DataError(f"{type(transform).__name__} fails with {image} ({type(error).__name__}: "
+                            f"{' '.join(str(error).split())[:300]}); if it does so with others, too, its settings in the "
+                            'pipeline are wrong, and if not, replace the image, or take it out of the data') from error
 
     def _check_labels(self, labels: str | None, image: Tensor, sample: Any, num_classes: int) -> None:
         shape = tuple(sample.gt_sem_seg.shape)
@@ -63,7 +74,7 @@ class CheckedPipeline(Compose):
                 'reduce_zero_label if 0 stands for none, or mend the map')
 
 
-def _reason(error: Exception) -> str:
+def _fault_of_image(error: Exception) -> str | None:
     text = ' '.join(str(error).split())
     if isinstance(error, FileNotFoundError):
         return f'cannot be loaded, for {error.filename} does not exist'
@@ -71,7 +82,7 @@ def _reason(error: Exception) -> str:
         return 'cannot be decoded, it may be cut short'
     if isinstance(error, cv2.error) and 'resize' in text:
         return 'is so thin that nothing is left of it when it is resized'
-    return f'cannot be used ({type(error).__name__}: {text[:300]})'
+    return None
 
 
 def check_pipelines(dataset: Any) -> None:

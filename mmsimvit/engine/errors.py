@@ -63,8 +63,10 @@ def explain(error: Exception) -> str | None:
         return str(WriteError(error.filename or 'a file', error))
     if isinstance(error, FileNotFoundError):
         return _missing_file(last_line)
+    if isinstance(error, ImportError):
+        return _failed_import(error)
     if isinstance(error, TypeError):
-        return _unexpected_argument(error, last_line)
+        return _unexpected_argument(error, last_line) or _unknown_optimizer(error)
     if isinstance(error, KeyError):
         return _missing_type(error) or _unknown_type(error, last_line)
     if isinstance(error, AssertionError):
@@ -102,6 +104,15 @@ def _unexpected_argument(error: TypeError, line: str) -> str | None:
     return None
 
 
+def _failed_import(error: ImportError) -> str | None:
+    """Of custom_imports, with Python's reason, which mmengine's last line leaves out."""
+    failed = error.__context__
+    if failed is None or not str(error).startswith('Failed to import custom modules'):
+        return None
+    return (f'custom_imports of the config: {failed} ({failed.__context__}); is the name right, and is what has it installed '
+            'here, or its folder in PYTHONPATH?')
+
+
 def _missing_type(error: KeyError) -> str | None:
     if 'must contain the key "type"' not in str(error):
         return None
@@ -110,24 +121,36 @@ def _missing_type(error: KeyError) -> str | None:
 
 
 def _unknown_type(error: KeyError, line: str) -> str | None:
-    """With the names near to it, in all libraries that are imported."""
     found = re.match(r"""["']?(\S+) is not in the (.+?) registry\.""", line)
     if not found:
         return None
     name, searched = found.groups()
+    return _not_registered(error, name, searched)
+
+
+def _unknown_optimizer(error: TypeError) -> str | None:
+    """Whose name mmengine's DefaultOptimWrapperConstructor looks up, and whose absence it takes for a function."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_locals.get('optimizer_cls', error) is None:
+            return _not_registered(error, frame.f_locals['self'].optimizer_cfg['type'], 'optimizer')
+    return None
+
+
+def _not_registered(error: Exception, name: str, searched: str) -> str:
+    """With the names near to it, in all libraries that are imported."""
     registry: Any = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         local = frame.f_locals.get('registry')
         registry = local if isinstance(local, Registry) else registry
-    names: dict[str, str] = {}
+    names: dict[str, str] = {}  # in small letters
     if registry is not None:
         here, root = registry.scope, registry
         while root.parent is not None:
             root = root.parent
         for scope, part in {root.scope: root, **root.children}.items():
             prefix = '' if scope in (here, root.scope) else f'{scope}.'
-            names |= {kind: prefix + kind for kind in part.module_dict if not (prefix and kind in names)}
-    near = [names[kind] for kind in difflib.get_close_matches(name.split('.')[-1], names, n=3)]
+            names |= {kind.lower(): prefix + kind for kind in part.module_dict if not (prefix and kind.lower() in names)}
+    near = [names[kind] for kind in difflib.get_close_matches(name.split('.')[-1].lower(), names, n=3)]
     return (f'{name} is not in the {searched} registry; '
             + (f'near to it: {", ".join(near)}' if near else 'is it spelt right, and is what defines it imported, by '
                "custom_imports=dict(imports=['...']) in the config?"))

@@ -45,7 +45,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go; ./work_dirs/<config name> by default')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='settings that replace those of the config, such as optim_wrapper.optimizer.lr=1e-4; a '
-                        'list is written key="[a,b]" or key=a,b')
+                        'list is written key="[a,b]" or key=a,b, a tuple key="(a,b)"')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 

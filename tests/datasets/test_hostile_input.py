@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
 from mmsimvit import DataError
 from mmsimvit.datasets import check_data, check_pipelines
+from mmsimvit.datasets.checked_pipeline import CheckedPipeline
 from tests.conftest import ROOT, run
 from tests.own_data import edit, own_segmentation_config, user_config
 
@@ -217,6 +219,15 @@ def test_zeros_that_are_none_here_and_a_class_there_are_no_fault_of_the_image(ma
     with pytest.raises(DataError, match='give the data set and .* the same reduce_zero_label') as error:
         load(config)
     assert 'replace it' not in str(error.value)
+
+
+def test_a_wrong_setting_of_a_transform_is_not_blamed_on_the_image_alone(tmp_path):
+    (tmp_path / 'a.png').write_bytes(png(np.zeros((64, 64, 3), np.uint8)))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        steps = Compose([dict(type='LoadImageFromFile'), dict(type='Resize', scale=[32, 32], keep_ratio=True)])
+    with pytest.raises(DataError, match=rf'^Resize fails with image {tmp_path}/a.png \(TypeError: Scale must be .* tuple of '
+                                        r'int, .*\); if it does so with others, too, its settings in the pipeline are wrong'):
+        CheckedPipeline(steps, None, 255)(dict(img_path=str(tmp_path / 'a.png')))
 
 
 def test_colours_for_some_classes_alone(masks, tmp_path):

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from mmdet.utils import register_all_modules
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
-from mmsimvit import ConfigError, find_config
+from mmsimvit import ConfigError, SimViT, find_config
 from mmsimvit.engine.errors import explain
 from mmsimvit.engine.launch import CLASSES_HOOK, MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
 from mmsimvit.train import configure, parse_args
@@ -78,6 +79,8 @@ def test_what_a_backbone_refuses_is_one_line(settings, line):
 
 @pytest.mark.parametrize(('built', 'line'), [
     (dict(type='SimVIT'), r'SimVIT is not in the mmdet::model registry; near to it: SimViT\b'),
+    (dict(type='Lit'), r'Lit is not in the mmdet::model registry; near to it: LIT\b'),
+    (dict(type='simvit'), r'simvit is not in the mmdet::model registry; near to it: SimViT\b'),
     (dict(type='UPerHaed'), r'UPerHaed is not in the mmdet::model registry; near to it: mmseg\.UPerHead\b'),
     (dict(type='mmseg.FCNHead', num_classes=3, channels=8, in_channels=[8, 16, 32], in_index=[0, 1],
           input_transform='resize_concat'),
@@ -101,6 +104,23 @@ def test_a_registry_of_two_words(registry, built, line):
     with pytest.raises(KeyError) as error:
         registry.build(dict(type=built, optimizer=None))
     assert re.match(line, explain(error.value))
+
+
+@pytest.mark.parametrize('constructor', ['DefaultOptimWrapperConstructor', 'LayerDecayOptimWrapperConstructor'])
+def test_an_optimizer_that_is_misspelt(constructor):
+    decay = dict(layer_decay_rate=0.9) if constructor.startswith('Layer') else None
+    with pytest.raises(TypeError) as error:
+        build_optim_wrapper(SimViT('micro'), dict(constructor=constructor, paramwise_cfg=decay,
+                                                  optimizer=dict(type='AdmW', lr=1e-4)))
+    assert re.match(r'AdmW is not in the optimizer registry; near to it: .*\bAdamW\b', explain(error.value))
+
+
+def test_a_module_of_custom_imports_that_is_not_there(tmp_path):
+    (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['mmsimvitt'])")
+    with pytest.raises(ImportError) as error:
+        configure(parse_args([str(tmp_path / 'mine.py')]))
+    assert explain(error.value).startswith("custom_imports of the config: Failed to import mmsimvitt (No module named "
+                                           "'mmsimvitt'); is the name right, ")
 
 
 def test_a_part_without_a_type_may_lack_its_base():
@@ -162,6 +182,7 @@ def test_a_batch_of_one_image_is_one_line():
 def test_errors_of_code_are_not_explained_away():
     assert explain(RuntimeError('a bug')) is None
     assert explain(KeyError('')) is None
+    assert explain(ImportError('a bug')) is None
     assert explain(ValueError('a bug')) is None
     assert explain(TypeError("Hook.__init__() got an unexpected keyword argument 'depth'")) is None
 
