@@ -34,7 +34,9 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    package_dir={'': '.'},  # so that an editable installation is a path, which a folder named mmsimvit cannot hide
+    # Has an editable installation be a path, which a folder named mmsimvit cannot hide, as a clone would for whoever works
+    # beside it. The price: tools, tests and configs can be imported there, too.
+    package_dir={'': '.'},
     packages=find_packages(include=['mmsimvit', 'mmsimvit.*']),
     package_data={'mmsimvit': ['py.typed']},  # so that type checkers look at the annotations
     cmdclass={'build_py': BuildWithMim},

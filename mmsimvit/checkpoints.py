@@ -225,7 +225,8 @@ def load_file(path: str) -> Mapping:
         else:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        beside = difflib.get_close_matches(Path(path).name, sorted(found.name for found in Path(path).parent.glob('*.pth')))
+        others = sorted(other.name for other in Path(path).parent.glob('[!.]*.pth'))  # those with a dot are not whole
+        beside = difflib.get_close_matches(Path(path).name, others)
         raise CheckpointError(f'checkpoint {path} does not exist'
                               + (f'; near to it: {", ".join(beside)}' if beside else '')) from None
     except pickle.UnpicklingError as error:

@@ -25,7 +25,7 @@ def find_config(name: str) -> str:
     """
     if Path(name).is_file():
         if Path(name).suffix not in ('.py', '.json', '.yaml', '.yml'):
-            raise ConfigError(f'{name} is not a config, which ends with .py; the config comes first, a checkpoint after it')
+            raise ConfigError(f'{name} is not a config, which ends with .py; --help has the order of the arguments')
         return name
     folder = next((folder for folder in FOLDERS if folder.is_dir()), PACKAGE)
     known = {path.stem: path for path in sorted(folder.rglob('*.py')) if '_base_' not in path.parts}

@@ -189,7 +189,8 @@ class Payload:
 
 
 def test_a_missing_checkpoint_names_those_near(tmp_path):
-    (tmp_path / 'epoch_6.pth').touch()
+    for name in ('epoch_6.pth', '.4242.epoch_66.pth'):  # the latter of a training that was killed while it wrote
+        (tmp_path / name).touch()
     with pytest.raises(CheckpointError, match=r'/epoch_66.pth does not exist; near to it: epoch_6.pth$'):
         load_file(str(tmp_path / 'epoch_66.pth'))
 

@@ -24,7 +24,7 @@ def test_a_file_comes_before_a_name(tmp_path, monkeypatch):
 
 def test_a_checkpoint_in_the_place_of_a_config_is_named(tmp_path):
     (tmp_path / 'epoch_6.pth').touch()
-    with pytest.raises(ConfigError, match='epoch_6.pth is not a config, .*; the config comes first, a checkpoint after it$'):
+    with pytest.raises(ConfigError, match='epoch_6.pth is not a config, .*; --help has the order of the arguments$'):
         find_config(str(tmp_path / 'epoch_6.pth'))
 
 

@@ -20,10 +20,16 @@ def test_one_version():
     assert re.search(r'^## (\S+) ', (ROOT / 'CHANGELOG.md').read_text(), re.M)[1] == mmsimvit.__version__
 
 
-def test_a_folder_of_its_name_does_not_hide_an_editable_installation(tmp_path):
-    """Such as a clone has, for whoever works in the folder that holds it."""
-    (tmp_path / 'mmsimvit').mkdir()
-    assert run('-c', 'import mmsimvit; print(mmsimvit.__version__)', cwd=tmp_path).strip() == mmsimvit.__version__
+def test_an_editable_installation_is_a_path(tmp_path):
+    """Which a folder named mmsimvit does not hide, such as a clone, for whoever works in the folder that holds it."""
+    source = tmp_path / 'source'
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    subprocess.run([sys.executable, '-c', "from setuptools import build_meta; build_meta.build_editable('dist')"], cwd=source,
+                   check=True, timeout=300, capture_output=True)
+    with zipfile.ZipFile(next(source.glob('dist/*.whl'))) as file:
+        path, = [name for name in file.namelist() if '.dist-info' not in name]
+        assert path.endswith('.pth')
+        assert file.read(path).decode().strip() == str(source)
 
 
 @pytest.fixture(scope='module')

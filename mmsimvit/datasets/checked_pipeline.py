@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
+import numpy as np
 from mmengine.dataset import Compose
 from torch import Tensor
 
@@ -54,11 +55,12 @@ class CheckedPipeline(Compose):
                     "0 in label maps stands for none, as in ADE20K's), or leave it out of LoadAnnotations, which then takes "
                     'that of the data set') from error
             image = f'image {name}' + (f' with label map {labels}' if labels else '')
-            if reason := _fault_of_image(error):
+            if reason := _fault_of_image(error, data.get('img')):
                 raise DataError(f'{image} {reason}; replace it, or take it out of the data') from error
-            raise DataError(f"{type(transform).__name__} fails with {image} ({type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:300]}); if it does so with others, too, its settings in the "
-                            'pipeline are wrong, and if not, replace the image, or take it out of the data') from error
+            raise DataError(f"{getattr(transform, '__name__', type(transform).__name__)} fails with {image} "
+                            f"({_in_one_line(error)}); if it does so with others, too, the pipeline, its settings or their "
+                            'order, does not fit the data, and if not, replace the image, or take it out of the data'
+                            ) from error
 
     def _check_labels(self, labels: str | None, image: Tensor, sample: Any, num_classes: int) -> None:
         shape = tuple(sample.gt_sem_seg.shape)
@@ -74,15 +76,22 @@ class CheckedPipeline(Compose):
                 'reduce_zero_label if 0 stands for none, or mend the map')
 
 
-def _fault_of_image(error: Exception) -> str | None:
-    text = ' '.join(str(error).split())
+def _fault_of_image(error: Exception, image: Any) -> str | None:
+    text = _in_one_line(error)
     if isinstance(error, FileNotFoundError):
         return f'cannot be loaded, for {error.filename} does not exist'
     if 'failed to load image' in text or 'cannot identify image file' in text or 'truncated' in text:
         return 'cannot be decoded, it may be cut short'
-    if isinstance(error, cv2.error) and 'resize' in text:
+    if isinstance(error, OSError):
+        return f'cannot be read ({text})'
+    resized = isinstance(error, cv2.error) and 'resize' in text and isinstance(image, np.ndarray)
+    if resized and max(image.shape[:2]) > 10 * min(image.shape[:2]):  # or else the sizes asked for are what is wrong
         return 'is so thin that nothing is left of it when it is resized'
     return None
+
+
+def _in_one_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
 
 
 def check_pipelines(dataset: Any) -> None:

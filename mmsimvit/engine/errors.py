@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import Registry
 
 from ..backbones import PyramidBackbone
@@ -107,10 +108,15 @@ def _unexpected_argument(error: TypeError, line: str) -> str | None:
 def _failed_import(error: ImportError) -> str | None:
     """Of custom_imports, with Python's reason, which mmengine's last line leaves out."""
     failed = error.__context__
-    if failed is None or not str(error).startswith('Failed to import custom modules'):
+    cause = failed.__context__ if failed else None
+    if cause is None or not str(error).startswith('Failed to import custom modules'):
         return None
-    return (f'custom_imports of the config: {failed} ({failed.__context__}); is the name right, and is what has it installed '
-            'here, or its folder in PYTHONPATH?')
+    module = str(failed).removeprefix('Failed to import ')
+    told = f'{module} of custom_imports in the config cannot be imported: {" ".join(str(cause).split())}'
+    if isinstance(cause, ModuleNotFoundError) and f'{module}.'.startswith(f'{cause.name}.'):
+        return f'{told}; is the name right, and is what has it installed here, or its folder in PYTHONPATH?'
+    where = [frame for frame in traceback.extract_tb(cause.__traceback__) if not frame.filename.startswith('<frozen ')][-1]
+    return f'{told} ({where.filename}, line {where.lineno})'
 
 
 def _missing_type(error: KeyError) -> str | None:
@@ -131,8 +137,10 @@ def _unknown_type(error: KeyError, line: str) -> str | None:
 def _unknown_optimizer(error: TypeError) -> str | None:
     """Whose name mmengine's DefaultOptimWrapperConstructor looks up, and whose absence it takes for a function."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_locals.get('optimizer_cls', error) is None:
-            return _not_registered(error, frame.f_locals['self'].optimizer_cfg['type'], 'optimizer')
+        constructor = frame.f_locals.get('self')
+        if isinstance(constructor, DefaultOptimWrapperConstructor) and frame.f_locals.get('optimizer_cls', error) is None:
+            name = constructor.optimizer_cfg.get('type')
+            return _not_registered(error, name, 'optimizer') if isinstance(name, str) else None
     return None
 
 

@@ -179,6 +179,11 @@ def masks(workspace, tmp_path):
     return own_segmentation_config(workspace, tmp_path), tmp_path / 'own/ann_dir/train'
 
 
+def flip(content):
+    """A PNG whose pixels are damaged, and no longer what their checksum says."""
+    return content[:60] + bytes(255 - byte for byte in content[60:90]) + content[90:]
+
+
 BAD_MASKS = {
     'value without a class': (png(np.full((64, 64), 9, np.uint8)),
                               r'label map .*train/000000.png has the value 9, but there are 7 classes, from 0 to 6, and 255'),
@@ -188,6 +193,8 @@ BAD_MASKS = {
     'no bytes': (b'', r'label map .*train/000000.png cannot be read as an image'),
     'cut short': (png(np.random.default_rng(0).integers(0, 7, (64, 64), dtype=np.uint8))[:900],
                   r'label map .*train/000000.png cannot be decoded'),
+    'bytes turned over': (flip(png(np.random.default_rng(0).integers(0, 7, (64, 64), dtype=np.uint8))),
+                          r'image .*000000.png with label map .*train/000000.png cannot be read \(OSError: '),
     'another size': (png(np.zeros((64, 16), np.uint8)), r'label map .*train/000000.png'),
 }
 
@@ -226,8 +233,16 @@ def test_a_wrong_setting_of_a_transform_is_not_blamed_on_the_image_alone(tmp_pat
     with DefaultScope.overwrite_default_scope('mmdet'):
         steps = Compose([dict(type='LoadImageFromFile'), dict(type='Resize', scale=[32, 32], keep_ratio=True)])
     with pytest.raises(DataError, match=rf'^Resize fails with image {tmp_path}/a.png \(TypeError: Scale must be .* tuple of '
-                                        r'int, .*\); if it does so with others, too, its settings in the pipeline are wrong'):
+                                        r'int, .*\); if it does so with others, too, the pipeline, '):
         CheckedPipeline(steps, None, 255)(dict(img_path=str(tmp_path / 'a.png')))
+
+
+def test_a_size_of_nothing_is_no_fault_of_the_image(tmp_path):
+    (tmp_path / 'a.png').write_bytes(png(np.zeros((64, 64, 3), np.uint8)))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        steps = Compose([dict(type='LoadImageFromFile'), dict(type='Resize', scale=(0, 0))])
+    with pytest.raises(DataError, match=rf'^Resize fails with image {tmp_path}/a.png \(error: OpenCV'):
+        CheckedPipeline(steps, None, 255)(dict(img_path=str(tmp_path / 'a.png'), seg_fields=[]))
 
 
 def test_colours_for_some_classes_alone(masks, tmp_path):

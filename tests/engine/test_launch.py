@@ -119,8 +119,20 @@ def test_a_module_of_custom_imports_that_is_not_there(tmp_path):
     (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['mmsimvitt'])")
     with pytest.raises(ImportError) as error:
         configure(parse_args([str(tmp_path / 'mine.py')]))
-    assert explain(error.value).startswith("custom_imports of the config: Failed to import mmsimvitt (No module named "
-                                           "'mmsimvitt'); is the name right, ")
+    assert explain(error.value).startswith("mmsimvitt of custom_imports in the config cannot be imported: No module named "
+                                           "'mmsimvitt'; is the name right, ")
+
+
+def test_a_fault_inside_a_module_of_custom_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'faulty_outer.py').write_text('import faulty_inner')
+    (tmp_path / 'faulty_inner.py').write_text('\nfrom mmsimvit import Nope')
+    (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['faulty_outer'])")
+    with pytest.raises(ImportError) as error:
+        configure(parse_args([str(tmp_path / 'mine.py')]))
+    line = explain(error.value)
+    assert line.startswith("faulty_outer of custom_imports in the config cannot be imported: cannot import name 'Nope' ")
+    assert line.endswith(f'({tmp_path}/faulty_inner.py, line 2)')
 
 
 def test_a_part_without_a_type_may_lack_its_base():
@@ -179,7 +191,17 @@ def test_a_batch_of_one_image_is_one_line():
     assert 'train_dataloader.batch_size=2 (get_memory: --batch-size 2)' in explain(error.value)
 
 
+def raise_with(optimizer_cls=None):
+    raise TypeError('a bug')
+
+
 def test_errors_of_code_are_not_explained_away():
+    with pytest.raises(TypeError) as error:
+        raise_with()
+    assert explain(error.value) is None
+    with pytest.raises(TypeError) as error:
+        build_optim_wrapper(torch.nn.Linear(2, 2), dict(optimizer=dict(type=None, lr=1)))
+    assert explain(error.value) is None
     assert explain(RuntimeError('a bug')) is None
     assert explain(KeyError('')) is None
     assert explain(ImportError('a bug')) is None
