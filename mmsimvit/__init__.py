@@ -18,6 +18,7 @@ if not (sys.argv[:1] == ['-m'] and 'mmsimvit.doctor' in '.'.join(sys.orig_argv))
     if digit_version(torch.__version__) < digit_version('2.6'):
         raise ImportError(f'mmsimvit needs torch 2.6 or later, for safe loading of checkpoints; this is {torch.__version__}')
 
+    from . import mmcv_ops
     from .backbones import LIT, DWNet, GCViT, PyramidBackbone, SimViT
     from .checkpoints import CheckpointError, convert_state_dict
     from .config_files import ConfigError, copy_config, find_config
@@ -25,6 +26,7 @@ if not (sys.argv[:1] == ['-m'] and 'mmsimvit.doctor' in '.'.join(sys.orig_argv))
     from .engine import allow_training_checkpoints
 
     allow_training_checkpoints()
+    mmcv_ops.install()
 
 __version__ = '0.1.0'
 __all__ = ['LIT', 'CheckpointError', 'ConfigError', 'DWNet', 'DataError', 'GCViT', 'PyramidBackbone', 'SimViT',
