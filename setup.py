@@ -14,12 +14,16 @@ def version() -> str:
 
 
 class BuildWithMim(build_py):
-    """The package and, in its folder .mim, what mim looks for there: configs, tools and the index of models."""
+    """The package; in its folder .mim, what mim looks for there: configs, tools and the index of models; and beside it a line
+    that Python runs when it starts, for whoever imports a library, and with it MMCV's operators, before mmsimvit."""
 
     def run(self) -> None:
         super().run()
+        start = 'mmsimvit_mmcv_ops.pth'
         if self.editable_mode:
+            shutil.copy(ROOT / start, self.get_finalized_command('install').install_lib)
             return
+        shutil.copy(ROOT / start, self.build_lib)
         target = Path(self.build_lib, 'mmsimvit/.mim')
         shutil.rmtree(target, ignore_errors=True)  # an earlier build's
         for folder in ('configs', 'tools'):

@@ -8,6 +8,7 @@ The functions have the names and arguments that MMCV calls: results are written 
 and on CUDA devices. Numbers of 16 bits are computed with in float32, as torchvision does under autocast. Each backward pass
 is once differentiable, as MMCV's are.
 """
+import importlib.abc
 import importlib.metadata
 import sys
 from collections.abc import Callable
@@ -26,15 +27,10 @@ class Finder:
         return ModuleSpec(name, Loader(), origin='mmsimvit.mmcv_ops') if name == NAME else None
 
 
-class Loader:
+class Loader(importlib.abc.Loader):
     """Fills the module in, when MMCV asks for it."""
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
-        """As Python does."""
-
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         # Here, for they import torchvision, which not every environment has.
         from . import deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample
         for part in (deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample):
@@ -47,7 +43,7 @@ class Loader:
 def install() -> None:
     """Bring MMCV's operators to environments in which it was not compiled; again, it changes nothing."""
     if Finder not in sys.meta_path:
-        sys.meta_path.append(Finder)  # type: ignore[arg-type]  # a class serves as its own instance
+        sys.meta_path.append(Finder)
 
 
 def needs_compiled_mmcv(name: str) -> Callable[..., NoReturn]:

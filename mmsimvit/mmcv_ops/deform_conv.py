@@ -70,6 +70,16 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: 
     grad_weight.copy_(columns)
 
 
+def as_mmcv_reads(x: Tensor, output: Tensor) -> Tensor:
+    """The first numbers of each image's offsets or mask, in the output's height and width.
+
+    MMDetection's DyHead gives some layers those of a larger map. Compiled MMCV reads them so, and published weights have
+    learnt it.
+    """
+    size = output.shape[2:]
+    return x if x.shape[2:] == size else x.flatten(1)[:, :x.shape[1] * size.numel()].unflatten(1, (-1, *size))
+
+
 @without_autocast
 def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor,
                                   output: Tensor, columns: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int,
@@ -85,6 +95,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
         mask: ``(B, deformable_group kernel_h kernel_w, H', W')``, factors of the taps.
         output: ``(B, C_out, H', W')``.
     """
+    offset, mask = (as_mmcv_reads(x, output) for x in (offset, mask))
     output.copy_(convolve(input, weight, offset, mask, bias if with_bias else None,
                           (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)))
 
@@ -96,8 +107,10 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
                                    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int,
                                    group: int, deformable_group: int, with_bias: bool) -> None:
     """Write the gradients of ``modulated_deform_conv_forward``."""
+    offset, mask = (as_mmcv_reads(x, grad_output) for x in (offset, mask))
     found = differentiate(grad_output, input, weight, offset, mask,
                           (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group))
+    grad_offset, grad_mask = (as_mmcv_reads(x, grad_output) for x in (grad_offset, grad_mask))  # views
     for gradient, value in zip((grad_input, grad_weight, grad_offset, grad_mask), found):
         gradient.copy_(value)
     if with_bias:

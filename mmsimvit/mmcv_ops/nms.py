@@ -63,7 +63,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
             score[rest] *= np.exp(-(overlap * overlap) / rows.dtype.type(sigma))
         else:
             score[rest] *= np.where(overlap >= threshold, one - overlap if method == 1 else one - one, one)
-        # Each box that is taken out gives its place to the last that stays, in MMCV's order, which decides between equal scores.
+        # As in MMCV, the place of a box that is taken out goes to the last one that stays; order decides between equal scores.
         stays = ~(score[rest] < min_score)
         end = index + 1 + int(stays.sum())
         places = np.flatnonzero(~stays[:end - index - 1]) + index + 1

@@ -2,7 +2,7 @@
 1504.08083) and deformable RoI pooling (Dai et al., ICCV 2017, arXiv 1703.06211).
 
 RoIs are ``(N, 5)``: the image's index in the batch, and ``x1, y1, x2, y2`` in pixels of the image, ``spatial_scale`` times
-which are pixels of the map. What is pooled of an RoI that holds NaN is NaN.
+which are pixels of the map. What is pooled of an RoI that is not finite is NaN.
 """
 from collections.abc import Iterator
 from functools import partial
@@ -12,14 +12,25 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from .common import gradients, split_finite, widen, without_autocast
+from .common import gradients, widen, without_autocast
 
 MAX, AVERAGE = 0, 1  # of MMCV's pool_mode
 
 
-def let_nan_through(output: Tensor, marks: Tensor) -> None:
-    """Write NaN to what is pooled of an RoI whose marks have any."""
-    is_bad = marks.isnan().any(1)
+def mend(rois: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """RoIs that torchvision can take, of a type; and which of them, ``(N, )``, were not finite and are now of no size.
+
+    An RoI whose second corner lies before its first is of no size, too, as it is to MMCV on a GPU.
+    """
+    rois = rois.to(dtype)
+    is_bad = ~rois.isfinite().all(1)
+    first, second = rois[:, 1:3], rois[:, 3:]
+    rois = torch.cat([rois[:, :1], first, torch.maximum(first, second)], 1)
+    return rois.masked_fill(is_bad[:, None], 0), is_bad
+
+
+def write_nan(output: Tensor, is_bad: Tensor) -> None:
+    """To what is pooled of some RoIs."""
     if is_bad.any():
         output[is_bad] = torch.nan
 
@@ -38,7 +49,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
         pool_mode: ``MAX`` or ``AVERAGE``.
         aligned: whether pixel centres lie at halves.
     """
-    boxes, marks = split_finite(widen(rois).to(widen(input).dtype))
+    boxes, is_bad = mend(rois, widen(input).dtype)
     size = aligned_height, aligned_width
     if pool_mode == AVERAGE:
         output.copy_(torchvision.ops.roi_align(widen(input), boxes, size, spatial_scale, sampling_ratio, aligned))
@@ -49,7 +60,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
             output[chosen] = best.to(output.dtype)
             argmax_y[chosen] = (place // samples.columns).to(output.dtype)
             argmax_x[chosen] = (place % samples.columns).to(output.dtype)
-    let_nan_through(output, marks)
+    write_nan(output, is_bad)
 
 
 @without_autocast
@@ -58,7 +69,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
                        aligned: bool) -> None:
     """Add the gradient of ``roi_align_forward`` to zeros, ``(B, C, H, W)``."""
     grad, size = widen(grad_output), (aligned_height, aligned_width)
-    boxes, _ = split_finite(widen(rois).to(grad.dtype))
+    boxes, _ = mend(rois, grad.dtype)
     if pool_mode == AVERAGE:
         grad_input.copy_(torch.ops.torchvision._roi_align_backward(
             grad, boxes, spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned))
@@ -165,7 +176,7 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
         argmax: of the output's shape; the pixel's index in the map, -1 for bins that hold none.
     """
     height, width = input.shape[2:]
-    boxes, marks = split_finite(widen(rois).to(widen(input).dtype))
+    boxes, is_bad = mend(rois, widen(input).dtype)
     x1, y1 = (boxes[:, 1:3] * spatial_scale).unbind(1)
     x2, y2 = ((boxes[:, 3:] + 1) * spatial_scale).unbind(1)
     argmax.fill_(-1)
@@ -184,7 +195,7 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
                     best, place = input[image, :, top:bottom, left:right].flatten(1).max(1)
                     output[index, :, row, column] = best
                     argmax[index, :, row, column] = ((top + place // (right - left)) * width + left + place % (right - left))
-    let_nan_through(output, marks)
+    write_nan(output, is_bad)
 
 
 def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, pooled_height: int,
@@ -220,12 +231,12 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
         output: ``(N, C, pooled_height, pooled_width)``.
         gamma: the factor of the offsets.
     """
-    boxes, marks = split_finite(widen(rois).to(widen(input).dtype))
-    shift, shift_marks = split_finite(widen(offset))
-    output.copy_(pool_deformed(widen(input), shift, boxes, (pooled_height, pooled_width), spatial_scale, sampling_ratio, gamma))
-    let_nan_through(output, marks)
+    boxes, is_bad = mend(rois, widen(input).dtype)
+    output.copy_(pool_deformed(widen(input), widen(offset.nan_to_num()), boxes, (pooled_height, pooled_width), spatial_scale,
+                               sampling_ratio, gamma))
+    write_nan(output, is_bad)
     if offset.numel():
-        let_nan_through(output, shift_marks.flatten(1))
+        write_nan(output, offset.isnan().flatten(1).any(1))
 
 
 @without_autocast
@@ -233,7 +244,7 @@ def deform_roi_pool_backward(grad_output: Tensor, input: Tensor, rois: Tensor, o
                              grad_offset: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float,
                              sampling_ratio: int, gamma: float) -> None:
     """Write the gradients of ``deform_roi_pool_forward``."""
-    boxes, _ = split_finite(widen(rois).to(widen(input).dtype))
+    boxes, _ = mend(rois, widen(input).dtype)
     pool = partial(pool_deformed, rois=boxes, size=(pooled_height, pooled_width), spatial_scale=spatial_scale,
                    sampling_ratio=sampling_ratio, gamma=gamma)
     if offset.numel():

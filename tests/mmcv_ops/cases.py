@@ -94,6 +94,11 @@ def compute(break_ties=False):
                        x, offset, mask, weight, *(bias or [None]), *settings.values()),  # noqa: B023
                        *(y.detach() for y in (x, 3 * offset, mask, weight)),
                        *[draw('bias', 6, dtype=dtype)] * bias))
+    # MMDetection's DyHead gives offsets and masks of a larger map than the output; a batch of 2.
+    yield ('modulated_deform_conv: offsets of a larger map',
+           with_gradients('conv', lambda x, offset, mask, weight: ops.modulated_deform_conv2d(
+               x, offset, mask, weight, None, 1, 1), *(draw(name, *shape) for name, shape in dict(
+                   map=(2, 4, 5, 4), offset=(2, 18, 10, 7), mask=(2, 9, 10, 7), weight=(6, 4, 3, 3)).items())))
     for psa_type, mask_size in product(('collect', 'distribute'), ((3, 3), (7, 5), (11, 13))):
         yield (f'psa_mask: {psa_type}, {mask_size}',
                with_gradients('psa', lambda x: ops.psa_mask.psa_mask(x, int(psa_type == 'distribute'), mask_size),  # noqa: B023
@@ -114,7 +119,8 @@ def main():
     import mmcv._ext
     if not hasattr(mmcv._ext, '__file__'):
         raise SystemExit('these are to be the numbers of compiled operators, and this mmcv is not compiled')
-    lines = [f'{json.dumps(name)}: {json.dumps([record(result) for result in results])}' for name, results in compute(break_ties=True)]
+    lines = [f'{json.dumps(name)}: {json.dumps([record(result) for result in results])}'
+             for name, results in compute(break_ties=True)]
     PATH.write_text('{' + ',\n'.join(lines) + '}\n')
 
 
