@@ -27,9 +27,10 @@ def test_an_editable_installation_is_a_path(tmp_path):
     subprocess.run([sys.executable, '-c', "from setuptools import build_meta; build_meta.build_editable('dist')"], cwd=source,
                    check=True, timeout=300, capture_output=True)
     with zipfile.ZipFile(next(source.glob('dist/*.whl'))) as file:
-        path, = [name for name in file.namelist() if '.dist-info' not in name]
+        start, path = sorted((name for name in file.namelist() if '.dist-info' not in name), reverse=True)
         assert path.endswith('.pth')
         assert file.read(path).decode().strip() == str(source)
+        assert start == 'mmsimvit_mmcv_ops.pth'
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +58,7 @@ def test_wheel_carries_configs_tools_and_index_for_mim(released):
     assert {f'mmsimvit/.mim/{name}' for name in CONFIGS} <= names
     assert {'mmsimvit/.mim/model-index.yml', 'mmsimvit/.mim/tools/train.py', 'mmsimvit/.mim/tools/test.py',
             'mmsimvit/.mim/tools/dist_train.sh', 'mmsimvit/.mim/tools/slurm_train.sh', 'mmsimvit/backbones/simvit.py',
-            'mmsimvit/py.typed'} <= names
+            'mmsimvit/py.typed', 'mmsimvit_mmcv_ops.pth'} <= names
     assert any(re.search(r'\.dist-info/(licenses/)?LICENSE$', name) for name in names)
     assert not any('tests/' in name or name.endswith('.pyc') for name in names)
 

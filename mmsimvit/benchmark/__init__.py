@@ -13,6 +13,7 @@ import torch
 
 from .contestants import COPY, OPERATIONS, PEERS, backbone_contestant, operation_contestants
 from .measure import STEPS, Contestant, measure
+from .mmcv_ops import COMPILED, TORCHVISION, mmcv_cases
 from .report import environment, print_table, records, write
 
 SHAPES = ['2,200,334,64,1', '2,100,167,128,2', '2,50,84,320,5', '32,56,56,64,1']  # stages 1 to 3 at 800 x 1333; stage 1 at 224
@@ -40,10 +41,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help='backbones: NAME:ARCH of a registered model (SimViT:tiny; SimViT:tiny,with_cp=True), '
                         'published:SimViT:ARCH for the published formulation, BACKEND:SimViT:ARCH for another backend '
                         'of central attention, a config file, or one of ' + ', '.join(PEERS))
-    parser.add_argument('--op', choices=OPERATIONS, help='measure this operation instead of backbones')
+    parser.add_argument('--op', choices=OPERATIONS, help='measure this operation instead of backbones; '
+                        "mmcv: MMCV's operators, and Mask R-CNN with them")
     parser.add_argument('--backends', nargs='+', metavar='NAME',
                         help='implementations of the operation: published, reference, composite, eager, triton '
-                        '(default: published, and what this machine chooses)')
+                        '(default: published, and what this machine chooses); '
+                        f'of mmcv: {COMPILED}, {TORCHVISION} (default: both)')
     parser.add_argument('--shapes', nargs='+', type=numbers(5, ','), metavar='B,H,W,C,HEADS',
                         default=[numbers(5, ',')(shape) for shape in SHAPES],
                         help='of the operation: batch, height, width, channels, heads (default: ' + ' '.join(SHAPES) + ')')
@@ -68,7 +71,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.op) == bool(args.models):
         parser.error('name backbones, or an operation with --op')
-    if args.op and not args.backends:
+    if args.op == 'mmcv':
+        args.backends = args.backends or [COMPILED, TORCHVISION]
+    elif args.op and not args.backends:
         args.backends = ['published', 'triton' if args.device.startswith('cuda') else 'eager']
     names = args.backends if args.op else args.models
     args.baseline = args.baseline or names[0]
@@ -80,7 +85,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def cases(args: argparse.Namespace, dtype: torch.dtype,
           device: torch.device) -> Iterator[tuple[str, Callable[[], list[Contestant]]]]:
     """A title and a function that gives the contestants, for every input."""
-    if args.op:
+    if args.op == 'mmcv':
+        yield from mmcv_cases(args.backends, device)
+    elif args.op:
         # The copy tells how fast this memory is: print_table's floor.
         for shape in args.shapes:
             for kernel_size in args.kernel_sizes:

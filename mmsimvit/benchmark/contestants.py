@@ -21,7 +21,7 @@ PEERS = {
                    window_size=7, drop_path_rate=0.2),
     'resnet-50': dict(type='mmdet.ResNet', depth=50, norm_cfg=dict(type='BN', requires_grad=True), norm_eval=True),
 }
-OPERATIONS = ('central_attention', )
+OPERATIONS = ('central_attention', 'mmcv')
 COPY = 'copy'  # reads and writes one map, so that its time is that of two units of traffic
 
 

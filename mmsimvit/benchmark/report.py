@@ -31,7 +31,8 @@ def records(case: str, contestants: list[Contestant], baseline: str) -> list[dic
             row['times_faster'], *row['times_faster_quartiles'] = ratio(by_name[baseline].seconds[step], seconds)
             if step == 'training':
                 row['saved_bytes'] = contestant.saved_bytes
-                row['saved_ratio'] = row['saved_bytes'] / by_name[baseline].saved_bytes
+                saved = by_name[baseline].saved_bytes
+                row['saved_ratio'] = row['saved_bytes'] / saved if saved else 1.0  # views and whole numbers alone
             row['peak_ratio'] = row['peak_bytes'] / by_name[baseline].peak_bytes[step]
             if COPY in by_name:
                 copy = statistics.median(by_name[COPY].seconds['forward'])

@@ -2,7 +2,6 @@
 import json
 import subprocess
 import sys
-from types import ModuleType
 
 import mmcv
 import numpy as np
@@ -12,22 +11,11 @@ import torch.nn.functional as F
 from mmcv import ops
 from torch.autograd import gradcheck
 
-from mmsimvit.mmcv_ops import Loader, needs_compiled_mmcv
+from mmsimvit.mmcv_ops import needs_compiled_mmcv
 from tests.mmcv_ops import cases
 from tests.mmcv_ops.cases import draw
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
-
-
-@pytest.fixture
-def ours(monkeypatch):
-    """Have mmcv.ops call our operators, where mmcv is compiled too."""
-    module = ModuleType('mmcv._ext')
-    Loader().exec_module(module)
-    for name, part in list(sys.modules.items()):
-        if name.startswith('mmcv.ops.') and hasattr(part, 'ext_module'):
-            monkeypatch.setattr(part, 'ext_module', module)
-    return module
 
 
 def test_gives_the_numbers_of_compiled_operators(ours):
