@@ -2,7 +2,8 @@ PYTHON ?= python3
 TASK ?= detection
 STACK ?= upstream
 TORCH ?=
-VENV := .venv$(if $(filter-out upstream,$(STACK)),-$(STACK))$(if $(TORCH),-torch$(TORCH))
+OPS ?=
+VENV := .venv$(if $(filter-out upstream,$(STACK)),-$(STACK))$(if $(TORCH),-torch$(TORCH))$(if $(OPS),-$(OPS))
 
 .PHONY: help setup test docs demo
 help:
@@ -13,9 +14,10 @@ help:
 	@echo 'make setup  set up .venv alone'
 	@echo 'STACK=onedl in each: with the maintained forks of the OpenMMLab packages, in .venv-onedl'
 	@echo 'TORCH=2.6.0 in each: with another version of PyTorch, in .venv-torch2.6.0'
+	@echo 'OPS=compiled in each: with the operators that mmcv compiles, in .venv-compiled; takes a compiler and minutes'
 
 setup:
-	@$(PYTHON) tools/setup_env.py --venv $(VENV) --stack $(STACK) $(if $(TORCH),--torch $(TORCH))
+	@$(PYTHON) tools/setup_env.py --venv $(VENV) --stack $(STACK) $(if $(TORCH),--torch $(TORCH)) $(if $(OPS),--ops $(OPS))
 
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal

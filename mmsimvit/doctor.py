@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import __version__
-from .stacks import ONEDL, TORCH, UPSTREAM, name_of, stack_of
+from .stacks import ONEDL, TORCH, name_of, stack_of
 
 # What is imported, and the distribution that it usually comes from.
 MODULES = {'torch': 'torch', 'torchvision': 'torchvision', 'numpy': 'numpy', 'triton': 'triton', 'setuptools': 'setuptools',
@@ -196,27 +196,28 @@ def find_conflicts(found: Found) -> list[Finding]:
     for module, distributions in found.items():
         same_place = {distribution for distribution in distributions if distribution.folder == distributions[0].folder}
         names = {distribution.name for distribution in distributions}
-        if len(names) > 1 or len(same_place) > 1:
+        if names == {'mmcv', 'mmcv-lite'} and len({one.version for one in distributions}) == 1:
+            findings.append(Finding(f'mmcv and mmcv-lite {text[module]} are both installed, and share their files: '
+                                    'uninstalling one damages the other', is_wrong=False))
+        elif len(names) > 1 or len(same_place) > 1:
             several = ' and '.join(sorted(f'{one.name} {one.version}' for one in distributions))
             wrong(module, f'{module} comes from {several}, of which one hides or overwrites the other',
                   f'{pip("uninstall", "-y", *sorted(names))}; {reinstall(module, {**found, module: []})}')
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        findings.append(Finding(f'Python {platform.python_version()} was not tried with mmsimvit, 3.10 to 3.12 are meant',
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        findings.append(Finding(f'Python {platform.python_version()} was not tried with mmsimvit, 3.10 to 3.13 are meant',
                                 is_wrong=False))
     if 'torch' not in found:
         wrong('torch', 'torch is not installed')
     elif () < version['torch'] < (2, 6):
         wrong('torch', f'mmsimvit refuses torch {text["torch"]}: from 2.6 on, checkpoints are loaded safely')
-    elif version['torch'] >= (2, 14) and ('mmcv' not in found or ('mmcv' in usual and version['mmcv'] < (2, 2))):
-        wrong('torch', f'{UPSTREAM["mmcv"].replace("==", " ")} cannot be built with torch {text["torch"]}, but with versions '
-              'before 2.14')
     elif (version['torch'][:1] == (2, ) and version.get('torchvision')
-          and version['torchvision'][:2] != (0, version['torch'][1] + 15)):
+          and version['torchvision'][:2] != (0, version['torch'][1] + 15)
+          and not (version['torch'] >= (2, 14) and version['torchvision'] >= (0, 29, 1))):  # its first that is for later ones
         wrong('torchvision', f'torchvision {text["torchvision"]} is not made for torch {text["torch"]}')
     if 'mmengine' not in found:
         wrong('mmengine', 'mmengine is not installed')
     absent = [module for module in LIBRARIES if module not in found]
-    for module, use in (('torchvision', 'LIT'), ('mmcv', 'the configs')):
+    for module, use in (('torchvision', 'LIT and mmcv'), ('mmcv', 'the configs')):
         if module not in found and len(absent) < len(LIBRARIES):
             wrong(module, f'{module} is not installed')
         elif module not in found:
@@ -274,12 +275,10 @@ def reinstall(module: str, found: Found) -> str:
     if module in ('torch', 'torchvision', 'triton'):
         return pip('install', *replace[:1], *matching_torch(found))
     if module == 'mmcv':
-        name = name_of(stack['mmcv'])
-        build = pip('install', '--no-build-isolation', '--no-cache-dir', f'--no-binary={name}', *replace, stack['mmcv'])
-        others = [one.name for one in present or () if one.name != name]
-        tools = pip('install', 'setuptools>=80' if stack is ONEDL else 'setuptools<81', 'wheel', 'ninja')
-        build = f"CFLAGS='-O2 -g0' MMCV_WITH_OPS=1 {build}"  # half of the time would go into debug information
-        return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [tools, build])
+        others = [one.name for one in present or () if one.name != name_of(stack['mmcv'])]
+        # pip's cache may hold a fork that was compiled for another torch.
+        install = pip('install', *['--no-cache-dir'] * (stack is ONEDL), *replace, stack['mmcv'])
+        return ' && '.join([pip('uninstall', '-y', *others)] * bool(others) + [install])
     if module == 'setuptools':
         return pip('install', 'setuptools<81')
     # MMSegmentation imports two packages that it does not ask for.
@@ -288,13 +287,13 @@ def reinstall(module: str, found: Found) -> str:
 
 
 def matching_torch(found: Found) -> list[str]:
-    """What to install for the torch that is there, if mmcv and mmsimvit can use it, and its torchvision."""
+    """What to install for the torch that is there, if mmsimvit can use it, and its torchvision."""
     version = found['torch'][0].version if found.get('torch') else ''
-    if not (2, 6) <= number(version) < (2, 14):
+    if not (2, 6) <= number(version) < (3, ):
         return [*TORCH.values()]
     public, _, build = version.partition('+')
     index = ['--index-url', f'https://download.pytorch.org/whl/{build}'] if re.fullmatch(r'cpu|cu\d+', build) else []
-    return [f'torch=={public}', f'torchvision==0.{number(version)[1] + 15}.*', *index]
+    return [f'torch=={public}', f'torchvision<0.{number(version)[1] + 16}', *index]  # pip finds the newest that fits
 
 
 def mend(check: Check, reason: str, found: Found) -> str:
@@ -341,14 +340,21 @@ def check_torch() -> str:
 
 
 def check_nms(module: str) -> str:
-    """Run the compiled ``nms`` of a module on each device.
+    """Run the ``nms`` of a module on each device; tell whose that of mmcv is.
 
     Raises:
         RuntimeError: if it keeps other boxes than it should.
     """
     import importlib
+    import importlib.util
 
     import torch
+    whose = ''
+    if module == 'mmcv':
+        if importlib.util.find_spec('mmcv._ext') is None:
+            import mmsimvit  # noqa: F401  which brings it
+        compiled = hasattr(importlib.import_module('mmcv._ext'), '__file__')
+        whose = ', compiled operators of mmcv' if compiled else ", torchvision's operators by mmsimvit"
     nms = importlib.import_module(f'{module}.ops').nms
     for device in devices():
         boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 11., 11.], [20., 20., 30., 30.]], device=device)
@@ -356,7 +362,7 @@ def check_nms(module: str) -> str:
         kept = (kept if torch.is_tensor(kept) else kept[1]).tolist()  # mmcv's gives the boxes first
         if kept != [0, 2]:
             raise RuntimeError(f'on {device} nms keeps boxes {kept}, it should keep [0, 2]')
-    return ', '.join(devices())
+    return ', '.join(devices()) + whose
 
 
 def check_attention() -> str:
@@ -441,10 +447,10 @@ NMS = 'torchvision.ops.nms', 'mmcv.ops.nms'
 CHECKS = (
     Check('torch', 'torch', check_torch),
     Check(NMS[0], 'torchvision', check_nms, ('torchvision', ), ('torch', )),
-    Check(NMS[1], 'mmcv', check_nms, ('mmcv', ), ('torch', )),
     Check('central attention', 'mmengine', check_attention, (), ('torch', )),
     Check('SimViT-micro', 'mmengine', check_backbone, (), ('torch', 'central attention')),
-    *(Check(module, module, check_library, (module, ), ('torch', *NMS, 'SimViT-micro')) for module in LIBRARIES),
+    Check(NMS[1], 'mmcv', check_nms, ('mmcv', ), ('torch', NMS[0], 'SimViT-micro')),
+    *(Check(module, module, check_library, (module, ), ('torch', *NMS)) for module in LIBRARIES),
 )
 
 

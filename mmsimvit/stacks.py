@@ -7,7 +7,7 @@ import importlib.metadata
 
 # What is imported, and what brings it.
 TORCH = {'torch': 'torch==2.11.0', 'torchvision': 'torchvision==0.26.0'}
-UPSTREAM = TORCH | {'mmengine': 'mmengine==0.10.7', 'mmcv': 'mmcv==2.1.0', 'mmdet': 'mmdet==3.3.0',
+UPSTREAM = TORCH | {'mmengine': 'mmengine==0.10.7', 'mmcv': 'mmcv-lite==2.1.0', 'mmdet': 'mmdet==3.3.0',
                     'mmseg': 'mmsegmentation==1.2.2', 'mmpretrain': 'mmpretrain==1.2.0'}
 # Maintained forks, which keep the names of the modules.
 ONEDL = TORCH | {'mmengine': 'onedl-mmengine==0.10.12', 'mmcv': 'onedl-mmcv==2.3.6', 'mmdet': 'onedl-mmdetection==3.5.1',
@@ -15,7 +15,7 @@ ONEDL = TORCH | {'mmengine': 'onedl-mmengine==0.10.12', 'mmcv': 'onedl-mmcv==2.3
 
 
 def name_of(requirement: str) -> str:
-    """The name alone of a requirement such as ``mmcv==2.1.0``."""
+    """The name alone of a requirement such as ``mmdet==3.3.0``."""
     return requirement.split('==')[0]
 
 

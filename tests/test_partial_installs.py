@@ -23,6 +23,7 @@ def with_only(tmp_path):
     def run_with(installed, *words, code=0, without=()):
         hidden = OPENMMLAB - set(installed) | set(without)
         metadata = tuple(name_of(installed_stack()[module]).replace('-', '_') + '-' for module in hidden)
+        metadata += ('mmcv-', ) * ('mmcv' in hidden)  # the compiled one
         (tmp_path / 'site').mkdir(exist_ok=True)
         for path in SITE.iterdir():
             link = tmp_path / 'site' / path.name
