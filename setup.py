@@ -48,4 +48,7 @@ setup(
     # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the
     # OpenMMLab packages have forks of other names with the same import names.
     install_requires=[],
+    # All of it, for an environment that has nothing yet: pip install "mmsimvit[stack]".
+    extras_require={'stack': [line for line in (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
+                              if not line.startswith('#')]},
 )

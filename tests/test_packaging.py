@@ -63,6 +63,14 @@ def test_wheel_carries_configs_tools_and_index_for_mim(released):
     assert not any('tests/' in name or name.endswith('.pyc') for name in names)
 
 
+def test_wheel_requires_nothing_but_has_the_stack_as_an_extra(released):
+    with zipfile.ZipFile(next(released.glob('mmsimvit-*.whl'))) as file:
+        name, = [name for name in file.namelist() if name.endswith('.dist-info/METADATA')]
+        requires = re.findall(r'^Requires-Dist: (.+)', file.read(name).decode(), re.M)
+    stack = [line for line in (ROOT / 'requirements.txt').read_text().splitlines() if not line.startswith('#')]
+    assert requires == [f'{line}; extra == "stack"' for line in stack]
+
+
 def test_wheel_alone_trains_a_config_found_by_name(released, tmp_path):
     wheel = next(released.glob('mmsimvit-*.whl'))
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel],
