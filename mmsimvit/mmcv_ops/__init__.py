@@ -9,12 +9,13 @@ and on CUDA devices. Numbers of 16 bits are computed with in float32, as torchvi
 is once differentiable, as MMCV's are.
 """
 import importlib.abc
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import NoReturn
+
+from ..stacks import installed_stack, name_of
 
 NAME = 'mmcv._ext'
 
@@ -57,11 +58,10 @@ def needs_compiled_mmcv(name: str) -> Callable[..., NoReturn]:
         raise AttributeError(f'module {NAME!r} has no attribute {name!r}')
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
-        installed = {str(found.metadata['Name']).lower() for found in importlib.metadata.distributions()}
-        fork = 'onedl-mmcv' in installed
-        version = importlib.metadata.version('onedl-mmcv' if fork else 'mmcv-lite' if 'mmcv-lite' in installed else 'mmcv')
+        import mmcv
+        distribution = name_of(installed_stack()['mmcv']).removesuffix('-lite')
         raise NotImplementedError(
             f"MMCV's operator {name} needs a compiled mmcv, which takes a C++ compiler and, for GPUs, a CUDA toolkit: "
-            f'MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir '
-            f'--no-binary=:all: {"onedl-mmcv" if fork else "mmcv"}=={version}')
+            'MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir '
+            f'{distribution}=={mmcv.__version__}')
     return refuse
