@@ -33,10 +33,13 @@ class Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         # Here, for they import torchvision, which not every environment has.
+        import torch
+
         from . import deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample
         for part in (deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample):
             for function in part.OPERATORS:
-                setattr(module, function.__name__, function)
+                # As with a compiled module: torch.compile would trace these, and lose what they write within MMCV's functions.
+                setattr(module, function.__name__, torch.compiler.disable(function))
         vars(module).update(get_compiler_version=lambda: 'none, operators of mmsimvit.mmcv_ops',
                             get_compiling_cuda_version=lambda: 'none', __getattr__=needs_compiled_mmcv)
 
@@ -64,4 +67,5 @@ def needs_compiled_mmcv(name: str) -> Callable[..., NoReturn]:
             f"MMCV's operator {name} needs a compiled mmcv, which takes a C++ compiler and, for GPUs, a CUDA toolkit: "
             'MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir '
             f'{distribution}=={mmcv.__version__}')
+    refuse.__name__ = name
     return refuse

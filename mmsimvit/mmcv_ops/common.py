@@ -8,14 +8,25 @@ from torch import Tensor
 
 Parameters = ParamSpec('Parameters')
 Result = TypeVar('Result')
+FAR = 1e6  # pixels or maps, beyond all of them
 
 
-def without_autocast(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A function in which autocast narrows nothing: MMCV's functions call operators while it is on."""
+def as_a_kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A function that torch's modes do not change, as they do not change a compiled operator.
+
+    MMCV's functions call operators under autocast, which would narrow products. In deterministic mode torch refuses parts of
+    the backward passes on CUDA devices, where compiled MMCV adds in any order, too.
+    """
     @wraps(function)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False):
-            return function(*args, **kwargs)
+        is_deterministic = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(False)
+        try:
+            with torch.autocast('cpu', enabled=False), torch.autocast('cuda', enabled=False):
+                return function(*args, **kwargs)
+        finally:
+            torch.use_deterministic_algorithms(is_deterministic, warn_only=warns)
     return wrapped
 
 
@@ -31,12 +42,17 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_ou
     """
     with torch.enable_grad():
         leaves = [widen(x.detach()).requires_grad_() for x in inputs]
-        return torch.autograd.grad(function(*leaves), leaves, widen(grad_output))
+        out = function(*leaves)
+        if not out.requires_grad:  # nothing was sampled
+            return tuple(map(torch.zeros_like, leaves))
+        return torch.autograd.grad(out, leaves, widen(grad_output))
 
 
 def split_finite(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What may serve as places in a map, and zeros that are NaN where it may not.
+    """Places in a map with which torchvision computes, of 32 bits or more, and zeros that are NaN where the places are.
 
-    torchvision takes NaN as the index of a pixel, which ends the process. The zeros are added to what comes out.
+    torchvision takes NaN as the index of a pixel, which ends the process. The zeros are added to what comes out. What is
+    infinite lies far outside.
     """
-    return x.nan_to_num(0, 0, 0), x * 0
+    x = widen(x)
+    return x.nan_to_num(0).clamp(-FAR, FAR), torch.where(x.isnan(), x, 0)

@@ -1,9 +1,10 @@
 """Deformable convolutions (Dai et al., ICCV 2017, arXiv 1703.06211; Zhu et al., CVPR 2019, arXiv 1811.11168)."""
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  # brings its operators
 from torch import Tensor
 
-from .common import split_finite, widen, without_autocast
+from .common import as_a_kernel, split_finite, widen
 
 
 def prepare(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
@@ -17,18 +18,22 @@ def convolve(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bia
     """A deformable convolution, NaN where an offset is."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     y = torch.ops.torchvision.deform_conv2d(*prepare(x, weight, offset, mask), widen(bias), *sizes, mask is not None)
-    return y + split_finite(widen(offset))[1].sum(1, keepdim=True)
+    return y.add_(split_finite(offset)[1].sum(1, keepdim=True))
 
 
 def differentiate(grad_output: Tensor, x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None,
                   sizes: tuple) -> tuple[Tensor, ...]:
-    """Gradients of the input, the weight, the offsets, the mask and the bias."""
+    """Gradients of the input, the weight, the offsets, the mask and the bias.
+
+    Where a tap lies exactly a pixel above or left of the map, the gradient of its offset is the one towards the map, and
+    compiled MMCV's is zero. Both are right at such a kink.
+    """
     return torch.ops.torchvision._deform_conv2d_backward(
         widen(grad_output).contiguous(), *prepare(x, weight, offset, mask), widen(weight.new_zeros(len(weight))), *sizes,
         mask is not None)
 
 
-@without_autocast
+@as_a_kernel
 def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
                         kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
                         group: int, deformable_group: int, im2col_step: int) -> None:
@@ -44,7 +49,7 @@ def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: T
                           (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)))
 
 
-@without_autocast
+@as_a_kernel
 def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor, grad_offset: Tensor,
                                weight: Tensor, columns: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int,
                                dilationW: int, dilationH: int, group: int, deformable_group: int, im2col_step: int) -> None:
@@ -58,7 +63,7 @@ def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tenso
     columns.resize_(of_weight.shape).copy_(of_weight)
 
 
-@without_autocast
+@as_a_kernel
 def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor, columns: Tensor,
                                     ones: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int,
                                     dilationH: int, group: int, deformable_group: int, scale: float,
@@ -80,7 +85,7 @@ def as_mmcv_reads(x: Tensor, output: Tensor) -> Tensor:
     return x if x.shape[2:] == size else x.flatten(1)[:, :x.shape[1] * size.numel()].unflatten(1, (-1, *size))
 
 
-@without_autocast
+@as_a_kernel
 def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor,
                                   output: Tensor, columns: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int,
                                   pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, group: int,
@@ -100,7 +105,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
                           (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)))
 
 
-@without_autocast
+@as_a_kernel
 def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor,
                                    columns: Tensor, grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor,
                                    grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor, kernel_h: int, kernel_w: int,
@@ -110,9 +115,9 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
     offset, mask = (as_mmcv_reads(x, grad_output) for x in (offset, mask))
     found = differentiate(grad_output, input, weight, offset, mask,
                           (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group))
-    grad_offset, grad_mask = (as_mmcv_reads(x, grad_output) for x in (grad_offset, grad_mask))  # views
     for gradient, value in zip((grad_input, grad_weight, grad_offset, grad_mask), found):
-        gradient.copy_(value)
+        # Zeros for what of a larger map is not read; copied, for the gradient may be channels-last.
+        gradient.copy_(F.pad(value.flatten(1), (0, gradient[0].numel() - value[0].numel())).view(gradient.shape))
     if with_bias:
         grad_bias.copy_(found[4])
 

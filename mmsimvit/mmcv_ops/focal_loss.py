@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import widen, without_autocast
+from .common import as_a_kernel, widen
 
 TINY = torch.finfo(torch.float32).tiny  # below which MMCV takes no logarithm, in float64 too
 
@@ -22,14 +22,14 @@ def pick_terms(positive: Tensor, negative: Tensor, target: Tensor, alpha: float)
     return torch.where(is_target, -alpha * positive, (alpha - 1) * negative)
 
 
-@without_autocast
+@as_a_kernel
 def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float,
                                alpha: float) -> None:
     """Write the focal loss of each class on its own to ``output``.
 
     Args:
         input: logits, ``(N, C)``.
-        target: classes, ``(N, )``; C stands for the background, of no class.
+        target: classes, ``(N, )``; C stands for the background, of no class, and beyond it there is none.
         weight: of the classes, ``(C, )``, or empty.
         output: ``(N, C)``.
     """
@@ -40,7 +40,7 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
     output.copy_(loss)
 
 
-@without_autocast
+@as_a_kernel
 def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
     """Write the derivative of each loss by its logit to ``grad_input``."""
@@ -57,7 +57,7 @@ def at_target(softmax: Tensor, target: Tensor) -> Tensor:
     return widen(softmax).gather(1, target.clamp(0)[:, None])[:, 0]
 
 
-@without_autocast
+@as_a_kernel
 def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float,
                                alpha: float) -> None:
     """Write the focal loss of the targets' probabilities to ``output``.
@@ -74,7 +74,7 @@ def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
     output.copy_(loss.masked_fill(target < 0, 0))
 
 
-@without_autocast
+@as_a_kernel
 def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor,
                                 gamma: float, alpha: float) -> None:
     """Write the derivatives of each loss by its logits to ``grad_input``, with their common factors in ``buff``."""

@@ -4,17 +4,17 @@ On a CPU, MMCV calls that by itself; these are for CUDA devices.
 """
 from torch import Tensor
 
-from .common import gradients, split_finite, widen, without_autocast
+from .common import as_a_kernel, gradients, split_finite, widen
 
 
-def attend(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def attend(value: Tensor, shapes: list[list[int]], locations: Tensor, weights: Tensor) -> Tensor:
     """``(B, keys, heads, C)`` -> ``(B, queries, heads C)``, NaN where a location is."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
     locations, marks = split_finite(locations)
     return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights) + marks.sum((2, 3, 4, 5))[..., None]
 
 
-@without_autocast
+@as_a_kernel
 def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
                            sampling_locations: Tensor, attention_weights: Tensor, im2col_step: int) -> Tensor:
     """Each query's weighted sum of values at its locations.
@@ -30,15 +30,17 @@ def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_le
     Returns:
         ``(B, queries, heads C)``.
     """
-    return attend(widen(value), value_spatial_shapes, widen(sampling_locations), widen(attention_weights)).to(value.dtype)
+    out = attend(widen(value), value_spatial_shapes.tolist(), sampling_locations, widen(attention_weights))
+    return out.to(value.dtype)
 
 
-@without_autocast
+@as_a_kernel
 def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
                             sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor, grad_value: Tensor,
                             grad_sampling_loc: Tensor, grad_attn_weight: Tensor, im2col_step: int) -> None:
     """Write the gradients of ``ms_deform_attn_forward``."""
-    found = gradients(lambda value, locations, weights: attend(value, value_spatial_shapes, locations, weights),
+    shapes = value_spatial_shapes.tolist()
+    found = gradients(lambda value, locations, weights: attend(value, shapes, locations, weights),
                       (value, sampling_locations, attention_weights), grad_output)
     for gradient, written in zip(found, (grad_value, grad_sampling_loc, grad_attn_weight)):
         written.copy_(gradient)

@@ -4,10 +4,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .common import widen, without_autocast
+from .common import as_a_kernel, widen
 
 
-@without_autocast
+@as_a_kernel
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices of the boxes that no box of a higher score overlaps by more than the threshold, by falling score.
 
@@ -23,7 +23,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     # MMCV compares with the threshold as a number of the boxes' type, torchvision with float64's: 0.1 is less than float32's.
-    return torchvision.ops.nms(boxes, scores, boxes.new_tensor(iou_threshold).item())
+    return torchvision.ops.nms(boxes, scores, torch.tensor(iou_threshold, dtype=boxes.dtype).item())
 
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int,
@@ -49,7 +49,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
     indices = np.arange(len(rows))
     index, left = 0, len(rows)
     while index < left:
-        best = index + int(score[index:left].argmax())
+        best = index + int(np.where(np.isnan(score[index:left]), -np.inf, score[index:left]).argmax())
         for array in (rows, indices):
             array[[index, best]] = array[[best, index]]
         rest = slice(index + 1, left)
@@ -103,7 +103,7 @@ def overlaps(boxes1: Tensor, boxes2: Tensor, offset: int, mode: int = 0) -> Tens
     return shared / (area1 if mode else area1 + area2 - shared)
 
 
-@without_autocast
+@as_a_kernel
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
     """Overlaps of boxes.
 

@@ -33,7 +33,7 @@ def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int, h_f
             own pixel; in type 1 (distribute) it is the other way round.
     """
     entries, is_there = place_of_entries(h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask, input.device)
-    spread = input.gather(1, entries.expand(num_, -1, -1, -1)) * is_there
+    spread = input.gather(1, entries.expand(num_, -1, -1, -1)).masked_fill(~is_there, 0)
     output.copy_(spread if psa_type == 0 else spread.flatten(2).transpose(1, 2).view_as(output))
 
 
@@ -44,7 +44,7 @@ def psamask_backward(grad_output: Tensor, grad_input: Tensor, psa_type: int, num
         grad_output = grad_output.flatten(2).transpose(1, 2).view_as(grad_output)
     entries, is_there = place_of_entries(h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask, grad_output.device)
     # An entry lies over one pixel at most, so that nothing is summed but zeros of entries that are not there.
-    grad_input.zero_().scatter_add_(1, entries.expand(num_, -1, -1, -1), grad_output * is_there)
+    grad_input.zero_().scatter_add_(1, entries.expand(num_, -1, -1, -1), grad_output.masked_fill(~is_there, 0))
 
 
 OPERATORS = psamask_forward, psamask_backward

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from .common import gradients, widen, without_autocast
+from .common import as_a_kernel, gradients, widen
 
 MAX, AVERAGE = 0, 1  # of MMCV's pool_mode
 
@@ -20,7 +20,7 @@ MAX, AVERAGE = 0, 1  # of MMCV's pool_mode
 def mend(rois: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """RoIs that torchvision can take, of a type; and which of them, ``(N, )``, were not finite and are now of no size.
 
-    An RoI whose second corner lies before its first is of no size, too, as it is to MMCV on a GPU.
+    An RoI whose second corner lies before its first is of no size, too; compiled MMCV refuses it on a CPU.
     """
     rois = rois.to(dtype)
     is_bad = ~rois.isfinite().all(1)
@@ -31,11 +31,10 @@ def mend(rois: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def write_nan(output: Tensor, is_bad: Tensor) -> None:
     """To what is pooled of some RoIs."""
-    if is_bad.any():
-        output[is_bad] = torch.nan
+    output.masked_fill_(is_bad[:, None, None, None], torch.nan)
 
 
-@without_autocast
+@as_a_kernel
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, aligned_height: int,
                       aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool) -> None:
     """Write the mean or the greatest of each bin's samples to ``output``.
@@ -63,7 +62,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     write_nan(output, is_bad)
 
 
-@without_autocast
+@as_a_kernel
 def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor,
                        aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int,
                        aligned: bool) -> None:
@@ -161,13 +160,13 @@ def each_grid(rois: Tensor, size: tuple[int, int], spatial_scale: float, samplin
             yield (grids == grid).all(1).nonzero()[:, 0], Samples(size, rows, columns, spatial_scale, aligned)
 
 
-@without_autocast
+@as_a_kernel
 def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int, pooled_width: int,
                      spatial_scale: float) -> None:
     """Write the greatest pixel of each bin to ``output``.
 
     MMCV's bins are not torchvision's: bounds are rounded for each bin, not for the RoI, whose last pixel is added before it
-    is scaled.
+    is scaled. Each bin is a step of its own, which is slow; MMDetection's detectors take RoIAlign.
 
     Args:
         input: ``(B, C, H, W)``.
@@ -187,7 +186,7 @@ def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor
 
     tops, bottoms = bins(y1, y2, pooled_height, height)
     lefts, rights = bins(x1, x2, pooled_width, width)
-    is_proper = ((x2 > x1) & (y2 > y1)).tolist()
+    is_proper = (rois[:, 3:] + 1 > rois[:, 1:3]).all(1).tolist()
     for index, image in enumerate(boxes[:, 0].int().tolist()):
         for row, (top, bottom) in enumerate(zip(tops[index], bottoms[index])):
             for column, (left, right) in enumerate(zip(lefts[index], rights[index])):
@@ -219,7 +218,7 @@ def pool_deformed(x: Tensor, offset: Tensor, rois: Tensor, size: tuple[int, int]
     return out
 
 
-@without_autocast
+@as_a_kernel
 def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, pooled_height: int,
                             pooled_width: int, spatial_scale: float, sampling_ratio: int, gamma: float) -> None:
     """Write deformable RoI pooling to ``output``.
@@ -239,7 +238,7 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
         write_nan(output, offset.isnan().flatten(1).any(1))
 
 
-@without_autocast
+@as_a_kernel
 def deform_roi_pool_backward(grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor, grad_input: Tensor,
                              grad_offset: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float,
                              sampling_ratio: int, gamma: float) -> None:

@@ -28,7 +28,7 @@ def sync_bn_forward_output(input: Tensor, mean: Tensor, var: Tensor, weight: Ten
     output.copy_(norm * weight[:, None] + bias[:, None])
     count = input.shape[0] * input.shape[2] * group_size
     running_mean.lerp_(mean, momentum)
-    running_var.lerp_(var * count / max(count - 1, 1), momentum)
+    running_var.lerp_(var * count / (count - 1) if count > 1 else var, momentum)
 
 
 def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:

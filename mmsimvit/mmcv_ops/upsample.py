@@ -1,10 +1,9 @@
 """Reassembly of features (CARAFE, Wang et al., ICCV 2019, arXiv 1905.02188), and convolutions at some pixels alone."""
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import gradients, widen, without_autocast
+from .common import as_a_kernel, gradients, widen
 
 
 def reassemble(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
@@ -30,13 +29,13 @@ def reassemble(features: Tensor, masks: Tensor, kernel_size: int, group_size: in
     return out.reshape(batch, channels, height * factor, width * factor)
 
 
-@without_autocast
+@as_a_kernel
 def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, **sizes: int) -> None:
     """Write ``reassemble(features, masks, **sizes)`` to ``output``."""
     output.copy_(reassemble(widen(features), widen(masks), **sizes))
 
 
-@without_autocast
+@as_a_kernel
 def carafe_naive_backward(grad_output: Tensor, features: Tensor, masks: Tensor, grad_input: Tensor, grad_masks: Tensor,
                           **sizes: int) -> None:
     """Write the gradients of ``reassemble``."""
@@ -76,7 +75,7 @@ def masked_im2col_forward(im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, co
 def masked_col2im_forward(col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int,
                           channels: int) -> None:
     """Write ``(C, M)`` to the pixels ``(M, )`` of ``(1, C, H, W)``."""
-    im[0, :, mask_h_idx, mask_w_idx] = col
+    im[0, :, mask_h_idx, mask_w_idx] = col.to(im.dtype)
 
 
 OPERATORS = (carafe_naive_forward, carafe_naive_backward, carafe_forward, carafe_backward, masked_im2col_forward,

@@ -228,7 +228,8 @@ def test_nan_in_places_comes_out_as_nan_and_ends_no_process(ours):
         out = pool(x.requires_grad_())
         assert out.isnan().flatten(1).any(1).tolist() == [False, True, False, False, False, False]
         assert out[1].isnan().all()
-        out[0].sum().backward()
+        gradient, = torch.autograd.grad(out[0].sum(), x)
+        assert gradient.isfinite().all()
     out = ops.deform_roi_pool(x, ROIS, offset, (3, 2), 0.25)
     assert out.isnan().flatten(1).any(1).tolist() == [False, False, True, False, False, False]
     offset, weight, mask = draw('offset', 2, 18, 9, 13), draw('weight', 6, 4, 3, 3), draw('mask', 2, 9, 9, 13)
@@ -237,7 +238,9 @@ def test_nan_in_places_comes_out_as_nan_and_ends_no_process(ours):
     for conv, *others in ((ops.deform_conv2d, weight), (ops.modulated_deform_conv2d, mask, weight, None)):
         out = conv(x, offset, *others, 1, 1)
         assert out.isnan().any(1).nonzero().tolist() == [[1, 2, 3]]
-        out[0].sum().backward()
+        gradient, = torch.autograd.grad(out[0].sum(), offset)
+        assert gradient.isfinite().all()
+        assert gradient[0].any()
 
 
 def test_boxes_without_area_stay_in_soft_nms(ours):
@@ -270,8 +273,78 @@ def test_a_compiled_mmcv_stays_in_charge(tmp_path, is_compiled):
     assert ('None <function nms' in out) != is_compiled
 
 
+@pytest.mark.skipif(hasattr(mmcv._ext, '__file__'), reason='mmcv is compiled')
 def test_the_libraries_import_before_mmsimvit():
     """MMDetection's tools/test.py and mmdet.apis ask for operators before a config's custom_imports are read."""
     code = 'import mmdet.apis, mmseg.apis, sys; print("mmcv._ext" in sys.modules)'
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.endswith('True\n')
+
+
+def small_cases():
+    """Differentiable operators on (B, C, H, W), with what they are called on."""
+    for psa_type in (0, 1):
+        yield (f'psa_mask {psa_type}', lambda x, psa_type=psa_type: ops.psa_mask.psa_mask(x, psa_type, (3, 5)),
+               [draw('x', 2, 15, 4, 3)])
+    yield ('sigmoid_focal_loss', lambda x: ops.sigmoid_focal_loss(x.flatten(1), torch.tensor([1, 3]), 2.0, 0.25, None, 'none'),
+           [draw('x', 2, 3, 1, 1)])
+    x, offset, mask, weight = (draw(name, *shape) for name, shape in dict(
+        map=(2, 4, 5, 4), offset=(2, 18, 5, 4), mask=(2, 9, 5, 4), weight=(6, 4, 3, 3)).items())
+    yield 'deform_conv', lambda *leaves: ops.deform_conv2d(*leaves, 1, 1), [x, offset, weight]
+    yield ('modulated_deform_conv', lambda *leaves: ops.modulated_deform_conv2d(*leaves, None, 1, 1), [x, offset, mask, weight])
+    yield ('modulated_deform_conv of a larger map', lambda *leaves: ops.modulated_deform_conv2d(*leaves, None, 2, 1),
+           [x, offset, mask, weight])  # as MMDetection's DyHead does
+    yield 'carafe', lambda *leaves: ops.carafe(*leaves, 3, 1, 2), [x, draw('masks', 2, 9, 10, 8)]
+    for mode in ('avg', 'max'):
+        yield f'roi_align {mode}', lambda x, mode=mode: ops.roi_align(x, ROIS, (3, 2), 0.25, 0, mode, True), [x]
+    yield 'roi_pool', lambda x: ops.roi_pool(x, ROIS, (3, 2), 0.25), [x]
+    yield 'deform_roi_pool', lambda x: ops.deform_roi_pool(x, ROIS, None, (3, 2), 0.25), [x]
+
+
+@pytest.mark.parametrize('name', [name for name, *_ in small_cases()])
+def test_layouts_and_torch_compile_change_no_gradient(ours, name):
+    """torch.compile would trace the operators and lose what they write; a channels-last gradient is no view of its numbers."""
+    function, inputs = next((function, inputs) for known, function, inputs in small_cases() if known == name)
+
+    def differentiate(call, layout):
+        leaves = [x.clone(memory_format=layout).requires_grad_() for x in inputs]
+        out = call(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, draw('gradient', *out.shape))]
+
+    expected = differentiate(function, torch.contiguous_format)
+    assert all(gradient.any() for gradient in expected)
+    torch._dynamo.reset()
+    for found in (differentiate(function, torch.channels_last),
+                  differentiate(torch.compile(function, backend='eager'), torch.contiguous_format)):
+        torch.testing.assert_close(found, expected)
+
+
+def test_rois_of_no_size_and_no_rois_give_zeros(ours):
+    x = draw('map', 2, 4, 9, 13).requires_grad_()
+    for rois in (ROIS[:0], ROIS[:1], torch.tensor([[0, 20.0, 20, 10, 10]], dtype=torch.float64)):
+        for pool in (lambda: ops.roi_align(x, rois, (3, 2), 0.25, 0, 'avg', True),  # noqa: B023
+                     lambda: ops.deform_roi_pool(x, rois, None, (3, 2), 0.25, 0)):  # noqa: B023
+            out = pool()
+            gradient, = torch.autograd.grad(out.sum(), x)
+            assert out.shape == (len(rois), 4, 3, 2)
+            assert not out.any()
+            assert not gradient.any()
+    assert not ops.roi_pool(x, rois, (3, 2), 0.25).any()  # its corners are in the wrong order
+
+
+def test_an_empty_batch_leaves_running_statistics(ours):
+    running = torch.tensor([1.0, 2.0])
+    x, ones = torch.zeros(0, 2, 3), torch.ones(2)
+    ours.sync_bn_forward_output(x, 0 * ones, ones, ones, 0 * ones, torch.zeros(2), running, x.clone(), ones.clone(), x.clone(),
+                                eps=1e-5, momentum=torch.tensor([0.5]), group_size=1)
+    assert running.tolist() == [1.0, 1.5]  # towards the other processes' variance
+
+
+def test_modes_of_torch_are_as_before(ours):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        ops.roi_align(draw('map', 2, 4, 9, 13), ROIS, (3, 2), 0.25)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
