@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -310,10 +310,9 @@ def match(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
                  and state_dict[name].shape != given[name].shape]
     missing = [name for name in ours if name not in state_dict]
     added = []
-    if getattr(backbone, 'adds_norms', False):
-        for stage in range(cast('PyramidBackbone', backbone).num_built):
-            norm = [name for name in ours if name.startswith(f'stages.{stage}.norm.')]
-            added += norm if set(norm) <= set(missing) else []  # in part, it was cut out of a detector's
+    for layer in getattr(backbone, 'layer_order', list)():
+        part = [name for name in ours if name.startswith(f'{layer.prefix}.')] if layer.is_added else []
+        added += part if set(part) <= set(missing) else []  # in part, it was cut out of a detector's
     reshaped = [f'{name}: {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in ours.items()
                 if name in state_dict and state_dict[name].shape != tensor.shape]
     unused = [name for name in state_dict if name not in ours]
@@ -363,9 +362,7 @@ def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None 
         prefix += '.'  # as mmengine does
     state_dict = {name.removeprefix(prefix or ''): value for name, value in state_dict.items()
                   if name.startswith(prefix or '')}
-    # What lies beyond the last built stage is rightly left unused; a surplus block within one means another variant.
-    built = tuple(f'stages.{index}.' for index in range(backbone.num_built))
-    found = match(backbone, {key: value for key, value in state_dict.items() if key.startswith(built)})
+    found = match(backbone, {name: state_dict[name] for name in backbone.claim(state_dict)})
     if not found.complete:
         raise CheckpointError(f'checkpoint {path} gives {found.matched} of the {found.total} parameters of {backbone_name}: '
                               f'{found.problems()}; is it of another arch, or not converted? {advice}')

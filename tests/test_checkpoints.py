@@ -151,6 +151,16 @@ def test_pretrained_serves_a_backbone_cut_short(converted_file, converted):
     assert torch.equal(model.stages[1].norm.weight, converted['stages.1.norm.weight'])
 
 
+def test_norms_of_maps_that_are_not_returned_stay_unused(tmp_path):
+    """A detector's checkpoint starts one whose neck leaves out the first map."""
+    whole = MODELS.get('GCViT')('xxtiny')
+    torch.save(whole.state_dict(), tmp_path / 'weights.pth')
+    model = MODELS.get('GCViT')('xxtiny', out_indices=(1, 2, 3), init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
+    model.init_weights()
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda sd: {f'encoder.{name}': tensor for name, tensor in sd.items()}, 'gives 0 of the 184 parameters of SimViT'),
     (lambda sd: {name: sd[name] for name in sd if 'stages.2.blocks.1.ffn' not in name},

@@ -1,18 +1,19 @@
 """The contract that every backbone keeps."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, islice
 from numbers import Integral, Real
 from operator import mul
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
 
 import numpy as np
 from mmengine.model import BaseModule, trunc_normal_init
 from torch import Tensor, nn
 
 from ..checkpoints import check_pretrained
-from ..layers import Block, RelativePositionBias
+from ..layers import RelativePositionBias
 
 NUM_STAGES = 4
+T = TypeVar('T')
 
 
 def is_positive(value: object) -> bool:
@@ -30,12 +31,20 @@ def is_sequence(value: object) -> TypeGuard[Sequence]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
+class Layer(NamedTuple):
+    """A part of a backbone, as ``layer_order`` lists them."""
+    prefix: str | tuple[str, ...]  # of the names of its modules and parameters; several if they compute side by side
+    stage: int  # it is frozen with so many stages: 0 is the stem
+    is_block: bool = False  # blocks are what depths count, and the units of FSDP
+    is_added: bool = False  # dense prediction's own, so that a classifier's checkpoint may be without it
+
+
 class PyramidBackbone(BaseModule):
     """Four stages of falling resolution; the maps named by ``out_indices`` are returned.
 
     A subclass sets ``arch_zoo``; in ``arch_rules`` what its keys take that are not one positive whole number for each stage;
-    ``block_type``, if its stages repeat another class than ``Block``; and, in its ``__init__``, ``self.stages``: a
-    ``Stage`` for each of the first ``self.num_built`` stages. It ends its ``__init__`` with ``self.freeze()``.
+    and, in its ``__init__``, ``self.stages``: a ``Stage`` for each of the first ``self.num_built`` stages. It ends its
+    ``__init__`` with ``self.freeze()``. One whose parameters are not all in ``stages`` has a ``layer_order`` of its own.
 
     Args:
         arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.
@@ -61,7 +70,6 @@ class PyramidBackbone(BaseModule):
 
     arch_zoo: dict[str, dict] = {}
     arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
-    block_type: type[nn.Module] = Block
     adds_norms = False  # to the returned maps, which classifiers lack, so that those of a stage may be missing in a checkpoint
     stages: Any  # an nn.ModuleList of Stage, which torch's types cannot say
 
@@ -127,15 +135,50 @@ class PyramidBackbone(BaseModule):
                 outs.append(stage.get_map(x).contiguous())
         return tuple(outs)
 
+    def layer_order(self) -> list[Layer]:
+        """All parts of the whole backbone, built or not, in the order in which they compute, from the stem on.
+
+        A parameter belongs to the part with the longest prefix of its name. Depths for layer-wise learning rate decay,
+        freezing, the units of FSDP and what a checkpoint must hold follow from this.
+        """
+        order = [Layer('stages.0.patch_embed', 0)]
+        for index, depth in enumerate(self.depths):
+            order += [Layer(f'stages.{index}', index + 1)]  # what is neither block nor norm comes before the blocks
+            order += [Layer(f'stages.{index}.blocks.{block}', index + 1, is_block=True) for block in range(depth)]
+            order += [Layer(f'stages.{index}.norm', index + 1, is_added=self.adds_norms)]
+        return order
+
+    def _index_layers(self) -> dict[str, tuple[Layer, int]]:
+        index, depth = {}, 0
+        for layer in self.layer_order():
+            depth += layer.is_block
+            index.update(dict.fromkeys([layer.prefix] if isinstance(layer.prefix, str) else layer.prefix, (layer, depth)))
+        return index
+
+    def find_blocks(self) -> list[nn.Module]:
+        """The blocks that are built, in the order of ``layer_order``."""
+        blocks = {prefix for prefix, (layer, _) in self._index_layers().items() if layer.is_block}
+        return [module for name, module in self.named_modules() if name in blocks]
+
+    def claim(self, names: Iterable[str]) -> list[str]:
+        """Those of a checkpoint's names that must be of this backbone: not of heads, nor of parts that are not built."""
+        layers = self._index_layers()
+        roots = {prefix.partition('.')[0] for prefix in layers}
+        built = {_find(layers, name) for name in self.state_dict()}
+        return [name for name in names
+                if name.partition('.')[0] in roots and _find(layers, name) in built | {None}]
+
     def freeze(self) -> None:
         """Take the frozen parameters out of training."""
-        for module in self._frozen_modules():
-            module.eval()
-            module.requires_grad_(False)
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        stem = [self.stages[0].patch_embed] if self.frozen_stages == 0 else []
-        return stem + list(self.stages[:max(self.frozen_stages, 0)])
+        if self.frozen_stages < 0:
+            return
+        frozen = {prefix: layer.stage <= self.frozen_stages for prefix, (layer, _) in self._index_layers().items()}
+        for name, module in self.named_modules():
+            if _find(frozen, name):
+                module.training = False
+        for name, parameter in self.named_parameters():
+            if _find(frozen, name):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> 'PyramidBackbone':
         """As in torch, but frozen modules stay in eval mode."""
@@ -179,18 +222,20 @@ class PyramidBackbone(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning rate decay, and the number of depths.
 
-        The first patch embedding has depth 0, the blocks count from 1 through all stages, what a later stage has before its
-        blocks and its norm after them count with the block before, and what does not begin with ``prefix`` (heads) comes
-        last.
+        What computes before the first block has depth 0, blocks count from 1, what lies between two counts with the one
+        before, and what does not begin with ``prefix`` (heads) comes last.
+
+        Raises:
+            ValueError: for a parameter of the backbone that ``layer_order`` has no part for.
         """
-        num_layers = sum(self.depths) + 2
-        if not param_name.startswith(f'{prefix}stages.'):
+        layers = self._index_layers()
+        num_layers = max(depth for _, depth in layers.values()) + 2
+        if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
-        stage, part, block = param_name[len(prefix):].split('.')[1:4]
-        before = sum(self.depths[:int(stage)])
-        if part == 'blocks':
-            return before + int(block) + 1, num_layers
-        return before + self.depths[int(stage)] if part == 'norm' else before, num_layers
+        found = _find(layers, param_name[len(prefix):])
+        if found is None:
+            raise ValueError(f'{param_name} belongs to no part in the layer_order() of {type(self).__name__}')
+        return found[1], num_layers
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters of norms and of relative position biases, for fine-tuning with layer-wise learning rate
@@ -198,3 +243,10 @@ class PyramidBackbone(BaseModule):
         return {f'{prefix}.{name}' for prefix, module in self.named_modules()
                 if isinstance(module, (nn.LayerNorm, RelativePositionBias)) or hasattr(module, 'running_mean')
                 for name, _ in module.named_parameters(recurse=False)}
+
+
+def _find(parts: Mapping[str, T], name: str) -> T | None:
+    """The value of the longest key that is ``name`` or a dotted beginning of it."""
+    while name not in parts and '.' in name:
+        name = name.rpartition('.')[0]
+    return parts.get(name)

@@ -157,7 +157,6 @@ class DWNet(PyramidBackbone):
     ``FPN(start_level=1)``, stages 1 to 3), or distributed training stops at parameters without gradient.
     """
 
-    block_type = Block
     adds_norms = True
     arch_zoo = {
         prefix + size: dict(embed_dims=(dims, 2 * dims, 4 * dims, 8 * dims), depths=depths, mlp_ratios=(4, 4, 4, 4),

@@ -1,5 +1,4 @@
 """What mmengine's FSDP strategy needs of us."""
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -19,16 +18,13 @@ from .models import check_channels
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """FSDP's ``auto_wrap_policy`` that makes each block of a backbone here a unit of its own.
 
-    A block is what ``PyramidBackbone.block_type`` says; what is in no block (patch embeddings, neck, heads) is one unit
-    together.
+    Blocks are those of the backbone's ``layer_order``; what is in none (patch embeddings, neck, heads) is one unit together.
     """
-    return recurse or isinstance(module, tuple(_block_types(PyramidBackbone)))
-
-
-def _block_types(backbone: type[PyramidBackbone]) -> Iterator[type[nn.Module]]:
-    yield backbone.block_type
-    for inherited in backbone.__subclasses__():
-        yield from _block_types(inherited)
+    if recurse:  # FSDP asks so of a model before it asks of what is in it, one module at a time
+        for block in module.find_blocks() if isinstance(module, PyramidBackbone) else ():
+            block.is_fsdp_unit = True  # type: ignore[assignment]
+        return True
+    return getattr(module, 'is_fsdp_unit', False)
 
 
 @STRATEGIES.register_module()

@@ -2,26 +2,18 @@
 import torch
 from torch import nn
 
-from mmsimvit import LIT, DWNet, SimViT
+from mmsimvit import LIT, DWNet
 from mmsimvit.engine.fsdp import ShardedStrategy, wrap_blocks
-from mmsimvit.layers import Block
-
-
-class Own(SimViT):
-    """A user's, with blocks of their own."""
-
-    class OwnBlock(nn.Module):
-        pass
-
-    block_type = OwnBlock
 
 
 def test_blocks_of_every_backbone_are_units():
+    """As FSDP asks: of a module before of what is in it."""
     with torch.device('meta'):
-        units = [LIT('ti').stages[0].blocks[0], DWNet('t').stages[0].blocks[0], Own.OwnBlock()]
-    assert isinstance(units[0], Block)
-    assert all(wrap_blocks(unit, recurse=False, nonwrapped_numel=0) for unit in units)
-    assert not wrap_blocks(nn.Linear(1, 1), recurse=False, nonwrapped_numel=0)
+        model = nn.ModuleDict(dict(backbone=DWNet('t'), other=LIT('ti'), neck=nn.Linear(1, 1)))
+    for module in model.modules():
+        assert wrap_blocks(module, recurse=True, nonwrapped_numel=0)
+    units = [module for module in model.modules() if wrap_blocks(module, recurse=False, nonwrapped_numel=0)]
+    assert units == [block for backbone in (model.backbone, model.other) for stage in backbone.stages for block in stage.blocks]
 
 
 def test_batch_norms_are_synchronised_if_the_config_says_so(tmp_path):
