@@ -16,7 +16,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .backbones import PyramidBackbone
+    from .backbones import Backbone
 
 # Where training tools put the weights; averaged weights are what published accuracies were measured with.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
@@ -328,7 +328,7 @@ def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match
     return min(matches.items(), key=lambda item: len(item[1].missing) + len(item[1].reshaped) + len(item[1].unused))
 
 
-def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None = None) -> str | None:
+def check_pretrained(backbone: 'Backbone', path: str, prefix: str | None = None) -> str | None:
     """Make sure that a checkpoint holds every parameter of a backbone, before mmengine's lenient loading of it.
 
     Returns:
@@ -340,8 +340,7 @@ def check_pretrained(backbone: 'PyramidBackbone', path: str, prefix: str | None 
     backbone_name = type(backbone).__name__
     advice = ('a checkpoint of an ImageNet config will do as well; to start from random weights instead: '
               '--cfg-options model.backbone.init_cfg=None')
-    sizes = [tuple(map(tuple, (arch['embed_dims'], arch['depths']))) for arch in (backbone.arch, *backbone.arch_zoo.values())]
-    arch = next((name for name, size in zip(backbone.arch_zoo, sizes[1:]) if size == sizes[0]), 'this arch')
+    arch = backbone.find_variant() or 'this arch'
     for system, known in SYSTEMS.items():
         if known.backbone == backbone_name and arch not in known.released:
             advice = f'no weights of {arch} were published ({known.source} has {", ".join(known.released)}); {advice}'

@@ -10,7 +10,7 @@ from mmengine.device import is_cuda_available, is_npu_available
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
-from .backbones import PyramidBackbone
+from .backbones import Backbone
 from .checkpoints import load_file
 from .datasets import check_data
 from .engine import build_runner, find_whole_checkpoint
@@ -127,7 +127,7 @@ def check_initial_weights(backbone: dict) -> None:
         CheckpointError: if they are missing, broken or of another variant; the message says what to do.
     """
     kind = MODELS.get(backbone['type']) if isinstance(backbone.get('type'), str) else backbone.get('type')
-    if not (isinstance(kind, type) and issubclass(kind, PyramidBackbone)):
+    if not (isinstance(kind, type) and issubclass(kind, Backbone)):
         return
     with torch.device('meta'):
         MODELS.build(backbone).check_pretrained()

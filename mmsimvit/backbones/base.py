@@ -1,19 +1,13 @@
 """The contract that every backbone keeps."""
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, islice
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from operator import mul
-from typing import Any, NamedTuple, TypeGuard, TypeVar, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
-import numpy as np
 from mmengine.model import BaseModule, trunc_normal_init
 from torch import Tensor, nn
 
 from ..checkpoints import check_pretrained
 from ..layers import RelativePositionBias
-
-NUM_STAGES = 4
-T = TypeVar('T')
 
 
 def is_positive(value: object) -> bool:
@@ -31,6 +25,17 @@ def is_sequence(value: object) -> TypeGuard[Sequence]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
+def is_numbers(value: object, count: int) -> bool:
+    """Whether an argument is a sequence of so many positive whole numbers."""
+    return is_sequence(value) and len(value) == count and all(map(is_positive, value))
+
+
+class FeatureInfo(NamedTuple):
+    """What is known of a map before it is computed."""
+    channels: int
+    stride: int  # how many pixels of the image, in height and in width, one of the map stands for
+
+
 class Layer(NamedTuple):
     """A part of a backbone, as ``layer_order`` lists them."""
     prefix: str | tuple[str, ...]  # of the names of its modules and parameters; several if they compute side by side
@@ -39,114 +44,120 @@ class Layer(NamedTuple):
     is_added: bool = False  # dense prediction's own, so that a classifier's checkpoint may be without it
 
 
-class PyramidBackbone(BaseModule):
-    """Four stages of falling resolution; the maps named by ``out_indices`` are returned.
+class Backbone(BaseModule):
+    """Maps of an image, for the necks and heads of OpenMMLab's libraries.
 
-    A subclass sets ``arch_zoo``; in ``arch_rules`` what its keys take that are not one positive whole number for each stage;
-    and, in its ``__init__``, ``self.stages``: a ``Stage`` for each of the first ``self.num_built`` stages. It ends its
-    ``__init__`` with ``self.freeze()``. One whose parameters are not all in ``stages`` has a ``layer_order`` of its own.
+    A subclass sets ``arch_zoo``, and in ``arch_rules`` what those keys take that do not go by ``get_arch_rule``. It says in
+    ``describe_maps`` which maps it has, in ``layer_order`` in which order it computes, and computes in ``forward_features``.
+    Its ``__init__`` builds what ``out_indices`` needs and ends with ``self.freeze()``.
 
     Args:
         arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.
-        patch_sizes: by how much each stage divides height and width, rounding up.
         in_channels: channels of the input image.
-        out_indices: the stages, from 0, whose maps are returned, ascending. Later stages are not built.
-        frozen_stages: -1 freezes nothing, 0 the first patch embedding, n >= 1 the first n stages. Frozen modules have
-            no gradient and stay in eval mode.
+        out_indices: which maps are returned, counted from 0, ascending. What they do not need is not built.
+        frozen_stages: -1 freezes nothing, 0 the stem, n >= 1 also the first n stages. Frozen modules have no gradient and
+            stay in eval mode.
         drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         init_cfg: as in mmengine. A ``Pretrained`` checkpoint must hold every parameter of the backbone, in its shape, but
-            norms that classifiers lack (``adds_norms``); tables of positions are resampled from other sizes. The
-            ``backbone.`` prefix of a detector's, segmentor's or classifier's checkpoint is found without being told.
+            norms that classifiers lack; tables of positions are resampled from other sizes. The ``backbone.`` prefix of a
+            detector's, segmentor's or classifier's checkpoint is found without being told.
+        **arch_overrides: keys of ``arch`` that have another value than in the named variant.
 
     Attributes:
-        out_channels, strides: tuples, one entry for each returned map.
-        stage_strides: a tuple, one entry for each of the four stages.
+        feature_info: a tuple, for each returned map its ``channels`` and ``stride``.
+        out_channels, strides: the same, in a tuple of their own each.
 
     Raises:
-        ValueError: for an argument that names no variant, no stage, no rate or no number of channels; when called, for images
+        TypeError: for a keyword that is no key of ``arch``.
+        ValueError: for an argument that names no variant, no map, no rate or no number of channels; when called, for images
             that are not ``(B, in_channels, H, W)``.
     """
 
     arch_zoo: dict[str, dict] = {}
     arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
-    adds_norms = False  # to the returned maps, which classifiers lack, so that those of a stage may be missing in a checkpoint
-    stages: Any  # an nn.ModuleList of Stage, which torch's types cannot say
 
-    def __init__(self, arch: str | Mapping, patch_sizes: Sequence[int], in_channels: int, out_indices: Sequence[int],
-                 frozen_stages: int, drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None):
+    def __init__(self, arch: str | Mapping, in_channels: int, out_indices: Sequence[int], frozen_stages: int,
+                 drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None, **arch_overrides: Any):
         super().__init__(init_cfg)
-        self.arch = self._resolve(arch)
+        self.arch = self._resolve(arch, arch_overrides)
         self.out_indices: tuple[int, ...] = tuple(out_indices) if is_sequence(out_indices) else (cast(int, out_indices), )
-        named = [index for index in range(NUM_STAGES) if index in self.out_indices]
+        maps = self.describe_maps()
+        named = [index for index in range(len(maps)) if index in self.out_indices]
         if not named or list(self.out_indices) != named:
-            raise ValueError(f'out_indices must name stages among 0, 1, 2, 3, ascending, got {out_indices!r}')
-        if frozen_stages not in range(-1, NUM_STAGES + 1):
-            raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES} (all), got {frozen_stages!r}')
+            raise ValueError(f'out_indices must be among {", ".join(map(str, range(len(maps))))}, ascending, '
+                             f'got {out_indices!r}')
+        last = max(layer.stage for layer in self.layer_order())
+        if frozen_stages not in range(-1, last + 1):
+            raise ValueError(f'frozen_stages must be from -1 (none) to {last} (all), got {frozen_stages!r}')
         if not is_rate(drop_path_rate):
             raise ValueError(f'drop_path_rate must lie in [0, 1), got {drop_path_rate!r}')
         if not is_positive(in_channels):
             raise ValueError(f'in_channels must be a positive whole number, got {in_channels!r}')
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
+        self.drop_path_rate = drop_path_rate
         self.with_cp = with_cp
-        self.num_built = self.out_indices[-1] + 1
-        self.out_channels = tuple(self.arch['embed_dims'][i] for i in self.out_indices)
-        self.stage_strides = tuple(accumulate(patch_sizes, mul))
-        self.strides = tuple(self.stage_strides[i] for i in self.out_indices)
-        self.depths = tuple(self.arch['depths'])
-        # Over all four stages, built or not, so that a backbone cut short is the beginning of the whole one.
-        rates = iter(np.linspace(0, drop_path_rate, sum(self.depths)).tolist())
-        self.drop_path_rates = [list(islice(rates, depth)) for depth in self.depths]
+        self.feature_info = tuple(maps[index] for index in self.out_indices)
+        self.out_channels = tuple(info.channels for info in self.feature_info)
+        self.strides = tuple(info.stride for info in self.feature_info)
 
-    def _resolve(self, arch: str | Mapping) -> dict:
-        name, keys = type(self).__name__, set(next(iter(self.arch_zoo.values())))
+    def _resolve(self, arch: str | Mapping, overrides: Mapping) -> dict:
+        name, keys = type(self).__name__, list(next(iter(self.arch_zoo.values())))
+        unknown = [key for key in overrides if key not in keys]
+        if unknown:
+            raise TypeError(f"{name}.__init__() got an unexpected keyword argument '{unknown[0]}'; beside its own arguments "
+                            f'it takes the keys of an arch: {", ".join(sorted(keys))}')
         if isinstance(arch, str):
             if arch not in self.arch_zoo:
                 raise ValueError(f'{name} has no arch {arch!r}; it has {", ".join(self.arch_zoo)}, '
                                  f'or takes a dict of {", ".join(sorted(keys))}')
-            return dict(self.arch_zoo[arch])
-        if not isinstance(arch, Mapping) or set(arch) != keys:
+            arch = self.arch_zoo[arch]
+        elif not isinstance(arch, Mapping) or set(arch) != set(keys):
             found = sorted(map(str, arch)) if isinstance(arch, Mapping) else repr(arch)
             raise ValueError(f'the arch dict of {name} must have exactly the keys {sorted(keys)}, got {found}')
-        for key, values in arch.items():
-            if key in self.arch_rules:
-                description, holds = self.arch_rules[key]
-                if not holds(values):
-                    raise ValueError(f'arch[{key!r}] of {name} must be {description}, got {values!r}')
-            elif not is_sequence(values) or len(values) != NUM_STAGES or not all(is_positive(value) for value in values):
-                raise ValueError(f'arch[{key!r}] of {name} must be {NUM_STAGES} positive whole numbers, one for each '
-                                 f'stage, got {values}')
-        for dims, heads in zip(arch['embed_dims'], arch.get('num_heads', (1, ) * NUM_STAGES)):
-            if dims % heads:
-                raise ValueError(f'each of embed_dims must be a multiple of its num_heads, got {dims} and {heads}')
-        return dict(arch)
+        arch = {**arch, **overrides}
+        for key, value in arch.items():
+            description, holds = self.get_arch_rule(key)
+            if not holds(value):
+                raise ValueError(f'arch[{key!r}] of {name} must be {description}, got {value!r}')
+        return arch
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(B, in_channels, H, W)``, any H, W >= 1 -> for each of ``out_indices`` the contiguous
-        ``(B, C, ceil(H / stride), ceil(W / stride))``."""
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W), '
-                             f'got {tuple(x.shape)}')
-        outs = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in self.out_indices:
-                outs.append(stage.get_map(x).contiguous())
-        return tuple(outs)
+    def get_arch_rule(self, key: str) -> tuple[str, Callable[[object], bool]]:
+        """What the value of a key of ``arch`` must be, in words and as a test: one positive whole number, unless
+        ``arch_rules`` has the key."""
+        return self.arch_rules.get(key, ('a positive whole number', is_positive))
+
+    def find_variant(self) -> str | None:
+        """The published variant that has the same widths and depths, if there is one: its weights fit, or can be resized."""
+        def size(arch: Mapping) -> list:
+            return [list(value) if is_sequence(value) else value for value in map(arch.get, ('embed_dims', 'depths', 'depth'))]
+        return next((name for name, arch in self.arch_zoo.items() if size(arch) == size(self.arch)), None)
+
+    def describe_maps(self) -> Sequence[FeatureInfo]:
+        """All maps that ``out_indices`` can name, by ``self.arch`` alone: nothing else is there yet."""
+        raise NotImplementedError
 
     def layer_order(self) -> list[Layer]:
         """All parts of the whole backbone, built or not, in the order in which they compute, from the stem on.
 
-        A parameter belongs to the part with the longest prefix of its name. Depths for layer-wise learning rate decay,
-        freezing, the units of FSDP and what a checkpoint must hold follow from this.
+        By ``self.arch`` alone: nothing else is there yet. A parameter belongs to the part with the longest prefix of its
+        name. Depths for layer-wise learning rate decay, freezing, the units of FSDP and what a checkpoint must hold follow
+        from this.
         """
-        order = [Layer('stages.0.patch_embed', 0)]
-        for index, depth in enumerate(self.depths):
-            order += [Layer(f'stages.{index}', index + 1)]  # what is neither block nor norm comes before the blocks
-            order += [Layer(f'stages.{index}.blocks.{block}', index + 1, is_block=True) for block in range(depth)]
-            order += [Layer(f'stages.{index}.norm', index + 1, is_added=self.adds_norms)]
-        return order
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(B, in_channels, H, W)`` -> for each of ``out_indices`` a contiguous ``(B, C, H', W')``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(B, in_channels, H, W)``, any H, W >= 1 -> for each of ``out_indices`` the contiguous ``(B, C, H', W')``, as a
+        rule with ``ceil(H / stride)`` rows and ``ceil(W / stride)`` columns."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W), '
+                             f'got {tuple(x.shape)}')
+        return self.forward_features(x)
 
     def _index_layers(self) -> dict[str, tuple[Layer, int]]:
         index, depth = {}, 0
@@ -164,23 +175,27 @@ class PyramidBackbone(BaseModule):
         """Those of a checkpoint's names that must be of this backbone: not of heads, nor of parts that are not built."""
         layers = self._index_layers()
         roots = {prefix.partition('.')[0] for prefix in layers}
-        built = {_find(layers, name) for name in self.state_dict()}
-        return [name for name in names
-                if name.partition('.')[0] in roots and _find(layers, name) in built | {None}]
+        missing = layers.keys() - {name for name, _ in self.named_modules()} - self.state_dict().keys()
+        return [name for name in names if name.partition('.')[0] in roots and _find_prefix(layers, name) not in missing]
 
     def freeze(self) -> None:
         """Take the frozen parameters out of training."""
         if self.frozen_stages < 0:
             return
-        frozen = {prefix: layer.stage <= self.frozen_stages for prefix, (layer, _) in self._index_layers().items()}
+        layers = self._index_layers()
+
+        def is_frozen(name: str) -> bool:
+            prefix = _find_prefix(layers, name)
+            return prefix is not None and layers[prefix][0].stage <= self.frozen_stages
+
         for name, module in self.named_modules():
-            if _find(frozen, name):
+            if is_frozen(name):
                 module.training = False
         for name, parameter in self.named_parameters():
-            if _find(frozen, name):
+            if is_frozen(name):
                 parameter.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> 'PyramidBackbone':
+    def train(self, mode: bool = True) -> 'Backbone':
         """As in torch, but frozen modules stay in eval mode."""
         super().train(mode)
         self.freeze()
@@ -232,10 +247,10 @@ class PyramidBackbone(BaseModule):
         num_layers = max(depth for _, depth in layers.values()) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
-        found = _find(layers, param_name[len(prefix):])
+        found = _find_prefix(layers, param_name[len(prefix):])
         if found is None:
             raise ValueError(f'{param_name} belongs to no part in the layer_order() of {type(self).__name__}')
-        return found[1], num_layers
+        return layers[found][1], num_layers
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters of norms and of relative position biases, for fine-tuning with layer-wise learning rate
@@ -245,8 +260,8 @@ class PyramidBackbone(BaseModule):
                 for name, _ in module.named_parameters(recurse=False)}
 
 
-def _find(parts: Mapping[str, T], name: str) -> T | None:
-    """The value of the longest key that is ``name`` or a dotted beginning of it."""
-    while name not in parts and '.' in name:
+def _find_prefix(prefixes: Container[str], name: str) -> str | None:
+    """The longest prefix that is the name or a dotted beginning of it."""
+    while name not in prefixes and '.' in name:
         name = name.rpartition('.')[0]
-    return parts.get(name)
+    return name if name in prefixes else None

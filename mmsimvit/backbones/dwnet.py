@@ -1,18 +1,17 @@
 """DWNet: On the Connection between Local Attention and Dynamic Depth-wise Convolution (Han et al., ICLR 2022,
 arXiv 2106.04263)."""
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .. import layers
-from ..layers import FFN, DropPath, PatchEmbed, crop, pad_to_multiple, split_into_patches
+from ..layers import FFN, DropPath, PatchEmbed, Stage, crop, pad_to_multiple, split_into_patches
 from ..ops import inhomogeneous_conv
-from .base import PyramidBackbone
+from .pyramid import PyramidBackbone
 
-PATCH_SIZES = (4, 2, 2, 2)
 KERNEL_SIZE = 7
 MAP_MULTIPLE = 7  # published detectors pad maps to multiples of it, a trace of the windows that the convolutions replace
 
@@ -123,14 +122,6 @@ class Block(nn.Module):
         return (x + self.drop_path(self.ffn(self.bn(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
-class Stage(layers.Stage):
-    """A stage whose map goes through a batch norm."""
-
-    def get_map(self, x: Tensor) -> Tensor:
-        """The returned map of what ``forward`` gives, ``(B, C, H', W')`` both."""
-        return x if self.norm is None else self.norm(x)
-
-
 @MODELS.register_module()
 class DWNet(PyramidBackbone):
     """DWNet: depth-wise 7 x 7 convolutions where Swin has window attention, with static kernels, with kernels predicted for
@@ -176,19 +167,22 @@ class DWNet(PyramidBackbone):
                  frozen_stages: int = -1,
                  drop_path_rate: float = 0.2,
                  with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
-        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
-        dense = self.arch['dense']
-        self.stages = nn.ModuleList()
-        for index in range(self.num_built):
-            dims, mlp_ratio, group_size = (self.arch[key][index] for key in ('embed_dims', 'mlp_ratios', 'channels_per_kernel'))
-            patch_embed = PatchMerging(in_channels, dims) if index else PatchEmbed(in_channels, dims, PATCH_SIZES[0])
-            blocks = [Block(ConvBranch(dims, self._build_dwconv(dims, group_size), dense), FFN(dims, dims * mlp_ratio), dims,
-                            rate) for rate in self.drop_path_rates[index]]
-            norm = nn.BatchNorm2d(dims) if dense and index in self.out_indices else None
-            self.stages.append(Stage(patch_embed, blocks, norm, with_cp))
-            in_channels = dims
-        self.freeze()
+                 init_cfg: dict | list[dict] | None = None,
+                 **arch_overrides: Any):
+        super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
+        self.build_stages()
+
+    def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
+        """Patches are embedded in the first stage, and merged in the others."""
+        dims, mlp_ratio, group_size = (self.arch[key][index] for key in ('embed_dims', 'mlp_ratios', 'channels_per_kernel'))
+        patch_embed = PatchMerging(in_channels, dims) if index else PatchEmbed(in_channels, dims, self.patch_sizes[0])
+        blocks = [Block(ConvBranch(dims, self._build_dwconv(dims, group_size), self.arch['dense']),
+                        FFN(dims, dims * mlp_ratio), dims, rate) for rate in drop_path_rates]
+        return Stage(patch_embed, blocks, self.with_cp)
+
+    def norm_layer(self, index: int) -> type[nn.Module] | None:
+        """A batch norm of every map, as published detectors have and published classifiers have not."""
+        return nn.BatchNorm2d if self.arch['dense'] else None
 
     def _build_dwconv(self, dims: int, group_size: int) -> nn.Module:
         if self.arch['kernels'] == 'dynamic':

@@ -1,6 +1,8 @@
 """GC ViT: Global Context Vision Transformers (Hatamizadeh et al., ICML 2023, arXiv 2206.09959)."""
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,8 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..layers import FFN, Block, RelativePositionBias, divide, multi_head_attention, split_into_patches
-from .base import PyramidBackbone
+from .pyramid import PyramidBackbone
 
-PATCH_SIZES = (4, 2, 2, 2)
 # How often the generator of each stage halves its map, for images of the published 224 x 224 pixels. In stage 3 it does not
 # if the window is as large as the map: those of published classifiers are, those of published detectors are not.
 QUERY_POOLS = (3, 2, 1, 0)
@@ -167,13 +168,12 @@ def merge_windows(x: Tensor, size: tuple[int, int], batch: int, height: int, wid
 class Stage(layers.Stage):
     """A stage whose second, fourth ... block takes the global queries of the stage's input."""
 
-    def __init__(self, patch_embed: nn.Module, global_query: GlobalQuery | None, blocks: list[Block], norm: nn.Module | None,
-                 with_cp: bool):
-        super().__init__(patch_embed, blocks, norm, with_cp)
+    def __init__(self, patch_embed: nn.Module, global_query: GlobalQuery | None, blocks: list[Block], with_cp: bool):
+        super().__init__(patch_embed, blocks, with_cp)
         self.global_query = global_query
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory: what the next stage takes."""
+        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory."""
         x = self.patch_embed(x)
         global_query = [] if self.global_query is None else [self.global_query(x)]
         for index, block in enumerate(self.blocks):
@@ -232,18 +232,22 @@ class GCViT(PyramidBackbone):
                  frozen_stages: int = -1,
                  drop_path_rate: float = 0.2,
                  with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
-        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
-        self.stages = nn.ModuleList()
-        for index in range(self.num_built):
-            dims, num_heads, mlp_ratio, window_size = (
-                self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios', 'window_sizes'))
-            blocks = [Block(WindowAttention(dims, num_heads, window_size, is_global=number % 2 == 1),
-                            FFN(dims, dims * mlp_ratio), dims, rate, 1e-5, self.arch['layer_scale'])
-                      for number, rate in enumerate(self.drop_path_rates[index])]
-            num_pools = 0 if index == 2 and window_size == WINDOW_WITHOUT_POOL else QUERY_POOLS[index]
-            self.stages.append(Stage((Downsample if index else Stem)(in_channels, dims),
-                                     GlobalQuery(dims, window_size, num_pools) if len(blocks) > 1 else None, blocks,
-                                     nn.LayerNorm(dims, eps=1e-5) if index in self.out_indices else None, with_cp))
-            in_channels = dims
-        self.freeze()
+                 init_cfg: dict | list[dict] | None = None,
+                 **arch_overrides: Any):
+        super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
+        self.build_stages()
+
+    def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
+        """Every second block has global queries, for which a stage of one block has no generator."""
+        dims, num_heads, mlp_ratio, window_size = (
+            self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios', 'window_sizes'))
+        blocks = [Block(WindowAttention(dims, num_heads, window_size, is_global=number % 2 == 1),
+                        FFN(dims, dims * mlp_ratio), dims, rate, 1e-5, self.arch['layer_scale'])
+                  for number, rate in enumerate(drop_path_rates)]
+        num_pools = 0 if index == 2 and window_size == WINDOW_WITHOUT_POOL else QUERY_POOLS[index]
+        return Stage((Downsample if index else Stem)(in_channels, dims),
+                     GlobalQuery(dims, window_size, num_pools) if len(blocks) > 1 else None, blocks, self.with_cp)
+
+    def norm_layer(self, index: int) -> partial:
+        """A layer norm of every map."""
+        return partial(nn.LayerNorm, eps=1e-5)

@@ -1,6 +1,8 @@
 """LIT: Less is More: Pay Less Attention in Vision Transformers (Pan et al., AAAI 2022, arXiv 2105.14217)."""
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +21,9 @@ from ..layers import (
     pad_for_patches,
     spread_rows,
 )
-from .base import PyramidBackbone, is_positive, is_sequence
+from .base import is_numbers, is_sequence
+from .pyramid import PyramidBackbone
 
-PATCH_SIZES = (4, 2, 2, 2)
 # Of the biases that exist at once. Much smaller ones are slower, and leave holes in glibc's heap.
 CHUNK_BYTES = 1 << 26
 ATTENTION_FROM = 2  # the first stage, from 0, whose blocks attend; the blocks before it are FFNs alone
@@ -138,11 +140,6 @@ class Attention(nn.Module):
         return multi_head_attention(query, key, value, self.num_heads, bias)
 
 
-def is_numbers(value: object, count: int) -> bool:
-    """Whether it is a sequence of so many positive whole numbers."""
-    return is_sequence(value) and len(value) == count and all(map(is_positive, value))
-
-
 @MODELS.register_module()
 class LIT(PyramidBackbone):
     """LIT: stages 1 and 2 have FFNs alone, stages 3 and 4 full self-attention, and deformable convolutions merge tokens
@@ -195,27 +192,30 @@ class LIT(PyramidBackbone):
                  frozen_stages: int = -1,
                  drop_path_rate: float = 0.2,
                  with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
-        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
-        eps = self.arch['norm_eps']
-        self.stages = nn.ModuleList()
-        for index in range(self.num_built):
-            dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
-            patch_embed: nn.Module = (DeformableMerging(in_channels, dims) if index
-                                      else PatchEmbed(in_channels, dims, PATCH_SIZES[0]))
-            if self.arch['position_grids']:
-                patch_embed = nn.Sequential(patch_embed, PositionEmbedding(dims, self.arch['position_grids'][index]))
-            blocks = []
-            for rate in self.drop_path_rates[index]:
-                attention = None
-                if index >= ATTENTION_FROM:
-                    grids = self.arch['bias_grids']
-                    attention = Attention(dims, num_heads, grids[index - ATTENTION_FROM] if grids else None)
-                blocks.append(Block(attention, FFN(dims, dims * mlp_ratio), dims, rate, eps))
-            norm = index in self.arch['map_norms'] and index in self.out_indices
-            self.stages.append(Stage(patch_embed, blocks, nn.LayerNorm(dims, eps=1e-5) if norm else None, with_cp))
-            in_channels = dims
-        self.freeze()
+                 init_cfg: dict | list[dict] | None = None,
+                 **arch_overrides: Any):
+        super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
+        self.build_stages()
+
+    def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
+        """Patches are embedded in the first stage, and merged in the others."""
+        dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
+        patch_embed: nn.Module = (DeformableMerging(in_channels, dims) if index
+                                  else PatchEmbed(in_channels, dims, self.patch_sizes[0]))
+        if self.arch['position_grids']:
+            patch_embed = nn.Sequential(patch_embed, PositionEmbedding(dims, self.arch['position_grids'][index]))
+        blocks = []
+        for rate in drop_path_rates:
+            attention = None
+            if index >= ATTENTION_FROM:
+                grids = self.arch['bias_grids']
+                attention = Attention(dims, num_heads, grids[index - ATTENTION_FROM] if grids else None)
+            blocks.append(Block(attention, FFN(dims, dims * mlp_ratio), dims, rate, self.arch['norm_eps']))
+        return Stage(patch_embed, blocks, self.with_cp)
+
+    def norm_layer(self, index: int) -> partial | None:
+        """A layer norm of the maps that ``map_norms`` names."""
+        return partial(nn.LayerNorm, eps=1e-5) if index in self.arch['map_norms'] else None
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation."""

@@ -1,7 +1,8 @@
 """SimViT: Exploring a Simple Vision Transformer with Sliding Windows (Li et al., ICME 2022, arXiv 2112.13085)."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .. import layers
-from ..layers import Block, PatchEmbed, multi_head_attention
+from ..layers import Block, PatchEmbed, Stage, multi_head_attention
 from ..ops import central_attention, conv_ffn_in_chunks
 from ..ops.ffn import suits_chunks
-from .base import PyramidBackbone, is_positive, is_rate
+from .base import is_positive, is_rate
+from .pyramid import PyramidBackbone
 
-PATCH_SIZES = (4, 2, 2, 2)
 EPS = 1e-6  # of the norms of blocks and outputs; those of patch embeddings have 1e-5
 
 
@@ -93,18 +93,6 @@ class FFN(nn.Module):
                    for layer in (self.fc1, self.dwconv, self.fc2))
 
 
-class Stage(layers.Stage):
-    """A stage whose map is also what the next stage takes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, C, ceil(H / patch_size), ceil(W / patch_size))``, channels last in memory."""
-        return super().get_map(super().forward(x))
-
-    def get_map(self, x: Tensor) -> Tensor:
-        """``x``, ``(B, C, H', W')``, which has gone through the norm."""
-        return x
-
-
 @MODELS.register_module()
 class SimViT(PyramidBackbone):
     """SimViT: central self-attention in stages 1 to 3, full self-attention in stage 4, no positional encoding.
@@ -129,6 +117,7 @@ class SimViT(PyramidBackbone):
         ValueError: also for an even or negative ``kernel_size``, and an ``attn_drop_rate`` outside of [0, 1).
     """
 
+    carries_norms = True
     arch_zoo = {
         'micro': dict(embed_dims=(32, 64, 160, 256), depths=(2, 3, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
         'tiny': dict(embed_dims=(64, 128, 320, 512), depths=(2, 4, 3, 2), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4)),
@@ -141,26 +130,33 @@ class SimViT(PyramidBackbone):
     def __init__(self, arch: str | Mapping = 'tiny', in_channels: int = 3, kernel_size: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, drop_path_rate: float = 0.1,
                  attn_drop_rate: float = 0.0, with_cp: bool = False, recompute_ffn: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
-        super().__init__(arch, PATCH_SIZES, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg)
+                 init_cfg: dict | list[dict] | None = None, **arch_overrides: Any):
+        super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
         if not is_positive(kernel_size) or kernel_size % 2 == 0:
             raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size!r}')
         if not is_rate(attn_drop_rate):
             raise ValueError(f'attn_drop_rate must lie in [0, 1), got {attn_drop_rate!r}')
-        self.stages = nn.ModuleList()
-        for index in range(self.num_built):
-            dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
-            attention: Callable[[], nn.Module]
+        self.kernel_size = kernel_size
+        self.attn_drop_rate = attn_drop_rate
+        self.recompute_ffn = recompute_ffn
+        self.build_stages()
+
+    def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
+        """Central attention in all stages but the fourth."""
+        dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
+
+        def attention() -> nn.Module:
             if index < 3:
-                attention = partial(CentralAttention, dims, num_heads, kernel_size, attn_drop_rate)
-            else:
-                attention = partial(Attention, dims, num_heads, attn_drop_rate)
-            ffn = partial(FFN, dims, dims * mlp_ratio, recompute_ffn)
-            blocks = [Block(attention(), ffn(), dims, rate, EPS) for rate in self.drop_path_rates[index]]
-            self.stages.append(Stage(PatchEmbed(in_channels, dims, PATCH_SIZES[index]), blocks,
-                                     nn.LayerNorm(dims, eps=EPS), with_cp))
-            in_channels = dims
-        self.freeze()
+                return CentralAttention(dims, num_heads, self.kernel_size, self.attn_drop_rate)
+            return Attention(dims, num_heads, self.attn_drop_rate)
+
+        blocks = [Block(attention(), FFN(dims, dims * mlp_ratio, self.recompute_ffn), dims, rate, EPS)
+                  for rate in drop_path_rates]
+        return Stage(PatchEmbed(in_channels, dims, self.patch_sizes[index]), blocks, self.with_cp)
+
+    def norm_layer(self, index: int) -> partial:
+        """A layer norm of every map."""
+        return partial(nn.LayerNorm, eps=EPS)
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation, with one exception: the first patch embedding's biases, published as

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import Registry
+from mmengine.registry import MODELS, Registry
 
-from ..backbones import PyramidBackbone
+from ..backbones import Backbone
 from ..checkpoints import CheckpointError
 from ..config_files import ConfigError
 from ..datasets import DataError
@@ -91,13 +91,14 @@ def _unexpected_argument(error: TypeError, line: str) -> str | None:
     if argument == '_delete_':
         return (f'the config says _delete_ for {refusing}, but inherits nothing there that could be deleted; is its line '
                 "_base_ = '...' missing?")
-    ours = refusing in {backbone.__name__ for backbone in PyramidBackbone.__subclasses__()}
+    known = MODELS.module_dict.get(refusing)
+    ours = isinstance(known, type) and issubclass(known, Backbone)
     if ours and argument == 'pretrained':
         return (f"{refusing} has no argument 'pretrained', which MMSegmentation's bases set for the whole model: "
                 'model=dict(pretrained=None, ...) takes it out; weights are init_cfg of the backbone')
     if ours:
         return (f"{refusing} has no argument '{argument}'; if the config inherits it from another backbone, "
-                f"backbone=dict(_delete_=True, type='{refusing}', ...) takes it out")
+                f"backbone=dict(_delete_=True, type='{refusing}', ...) takes it out; {line.partition('; ')[2]}")
     of_the_config = isinstance(kind, type) and argument in args and refusing in {base.__name__ for base in kind.__mro__}
     if of_the_config and argument not in inspect.signature(kind.__init__).parameters:  # or else the class hands it on wrongly
         return (f"{kind.__name__} has no argument '{argument}'; is it spelt right? If the config inherits it from another "
@@ -193,6 +194,6 @@ def _backbone_of(error: Exception) -> str | None:
     """The class that refused its arguments, if it is one of our backbones and does so while it is made."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         made = frame.f_locals.get('self') if frame.f_code.co_name == '__init__' else None
-        if isinstance(made, PyramidBackbone):
+        if isinstance(made, Backbone):
             return type(made).__name__
     return None

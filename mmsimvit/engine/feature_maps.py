@@ -158,7 +158,7 @@ def get_feature_maps(backbone: nn.Module, view: View) -> list[tuple[int, Tensor]
     if isinstance(backbone, PyramidBackbone):
         outs = [out for _, out in _record(backbone, view.inputs, list(backbone.stages))]
         with torch.no_grad():
-            maps = [stage.get_map(out) for stage, out in zip(backbone.stages, outs)]
+            maps = [backbone.get_map(index, out) for index, out in enumerate(outs)]
         return [(stride, out[0]) for stride, out in zip(backbone.stage_strides, maps)]
     with torch.no_grad():
         maps = backbone(view.inputs)
@@ -300,7 +300,9 @@ def get_grad_cam(model: BaseModel, view: View, classes: Sequence[str], wanted: s
         raise DataError(f'the model finds {classes[label]} in no pixel of the image; it finds '
                         f'{_some([classes[index] for index in found.tolist()])}')
     # From the input on, so that a frozen backbone has gradients too.
-    heat, = GradCAM(network, [model.backbone.stages[-1]])(view.inputs.clone().requires_grad_(), [target])
+    stage = model.backbone.stages[-1]
+    last, from_last = (stage.norm, lambda x: x.permute(0, 3, 1, 2)) if model.backbone.carries_norms else (stage, None)
+    heat, = GradCAM(network, [last], reshape_transform=from_last)(view.inputs.clone().requires_grad_(), [target])
     return classes[label], heat
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
-from ..backbones import PyramidBackbone
+from ..backbones import Backbone
 from .models import check_channels
 
 
@@ -21,7 +21,7 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
     Blocks are those of the backbone's ``layer_order``; what is in none (patch embeddings, neck, heads) is one unit together.
     """
     if recurse:  # FSDP asks so of a model before it asks of what is in it, one module at a time
-        for block in module.find_blocks() if isinstance(module, PyramidBackbone) else ():
+        for block in module.find_blocks() if isinstance(module, Backbone) else ():
             block.is_fsdp_unit = True  # type: ignore[assignment]
         return True
     return getattr(module, 'is_fsdp_unit', False)

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ..backbones import PyramidBackbone
+from ..backbones import Backbone
 from ..datasets import DataError
 from .launch import load_config
 
@@ -67,7 +67,7 @@ def check_channels(model: nn.Module) -> None:
         ModelError: if neck or heads take others; the message has the setting that fits.
     """
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, PyramidBackbone):
+    if not isinstance(backbone, Backbone):
         return
     widths = list(backbone.out_channels)
     neck: Any = getattr(model, 'neck', None)
@@ -105,7 +105,7 @@ def check_channels(model: nn.Module) -> None:
                     raise ModelError(_other_channels(backbone, name, given, [widths[i] for i in index]))
 
 
-def _other_channels(backbone: PyramidBackbone, name: str, given: Any, fitting: int | list[int]) -> str:
+def _other_channels(backbone: Backbone, name: str, given: Any, fitting: int | list[int]) -> str:
     given = list(given) if isinstance(given, tuple) else given
     return (f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have {fitting} channels: '
             f'{name}=dict(in_channels={fitting})')
@@ -166,7 +166,7 @@ def check_topk(model: nn.Module, metrics: Iterable[Any]) -> None:
 def image_channels(model: nn.Module) -> int:
     """How many channels the images of a model, or of a backbone, have."""
     backbone = getattr(model, 'backbone', model)
-    return backbone.in_channels if isinstance(backbone, PyramidBackbone) else 3
+    return backbone.in_channels if isinstance(backbone, Backbone) else 3
 
 
 def is_a(model: nn.Module, base: str) -> bool:

@@ -63,24 +63,23 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch embedding and blocks; the next stage takes their output as it is, and its map is that through a norm.
+    """Patch embedding and blocks.
 
     Args:
         patch_embed: takes the previous stage's ``(B, C_in, H, W)`` to ``(B, H', W', C)``.
         blocks: take ``(B, H', W', C)`` to the same.
-        norm: of the returned map, over the last dimension; None if the map is returned as it is.
         with_cp: recompute each block in the backward pass.
     """
 
-    def __init__(self, patch_embed: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None, with_cp: bool):
+    def __init__(self, patch_embed: nn.Module, blocks: Sequence[nn.Module], with_cp: bool):
         super().__init__()
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)
-        self.norm = norm
+        self.register_module('norm', None)  # of the map, which the backbone sets
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory: what the next stage takes."""
+        """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory."""
         x = self.patch_embed(x)
         for block in self.blocks:
             x = self.run_block(block, x)
@@ -95,10 +94,6 @@ class Stage(nn.Module):
             return checkpoint(block, x, *context, use_reentrant=False)
         return checkpoint(block, x, *context, use_reentrant=False,
                           context_fn=lambda: (nullcontext(), without_statistics(norms)))
-
-    def get_map(self, x: Tensor) -> Tensor:
-        """The returned map of what ``forward`` gives, ``(B, C, H', W')`` both."""
-        return x if self.norm is None else self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 @contextmanager

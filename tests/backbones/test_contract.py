@@ -244,7 +244,7 @@ def test_no_weight_decay_names_norms_and_position_biases(build):
 
 @all_backbones
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(out_indices=()), 'out_indices must name stages'),
+    (dict(out_indices=()), 'out_indices must be among 0, 1, 2, 3, ascending, '),
     (dict(out_indices=(4, )), r'out_indices.*got \(4,\)'),
     (dict(out_indices=(2, 1)), r'ascending, got \(2, 1\)'),
     (dict(frozen_stages=5), 'frozen_stages must be from -1.*got 5'),

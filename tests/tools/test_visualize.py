@@ -331,12 +331,12 @@ def test_mistakes_end_with_one_line_and_without_a_picture(image, tmp_path, monke
 
 def spoken_gradients(model, view, score):
     """Grad-CAM by its definition, at the size of the map: the channels, weighted with their mean gradient, where positive."""
-    stage, kept = model.backbone.stages[-1], []
-    handle = stage.register_forward_hook(lambda module, args, out: kept.append(out))
+    norm, kept = model.backbone.stages[-1].norm, []
+    handle = norm.register_forward_hook(lambda module, args, out: kept.append(out))
     value = score(model(view.inputs.clone().requires_grad_(), mode='tensor')[0])
     handle.remove()
     gradient, = torch.autograd.grad(value, kept[0])
-    heat = (gradient.mean((2, 3), keepdim=True) * kept[0])[0].sum(0).clamp(min=0).detach()
+    heat = (gradient.mean((1, 2), keepdim=True) * kept[0])[0].sum(-1).clamp(min=0).detach()
     return ((heat - heat.min()) / (heat.max() - heat.min())).numpy()
 
 
