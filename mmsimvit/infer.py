@@ -36,11 +36,11 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from .checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module
 from .datasets import DataError
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir, write_whole
 from .engine.launch import load_config
+from .weights import CheckpointError, as_mmengine_reads, load_file, match, strip_module
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 DRAWN, CLASS_MAP = '.drawn.jpg', '.classes.png'

@@ -6,12 +6,12 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import METRICS
 
-from .checkpoints import load_file
 from .datasets import check_data
 from .engine.errors import one_line_errors
 from .engine.files import check_work_dir
 from .engine.launch import add_common_arguments, join_processes, leave_processes, load_config
 from .engine.runner import build_runner
+from .weights import load_file
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -11,7 +11,6 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from .backbones import Backbone
-from .checkpoints import load_file
 from .datasets import check_data
 from .engine import build_runner, find_whole_checkpoint
 from .engine.errors import one_line_errors
@@ -29,6 +28,7 @@ from .engine.launch import (
     leave_processes,
     load_config,
 )
+from .weights import load_file
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit import CheckpointError, SimViT, convert_state_dict
-from mmsimvit.checkpoints import SYSTEMS, find_arch, load_file, match
+from mmsimvit.weights import find_arch, find_systems, load_file, match
 from tests import golden
 
 
@@ -55,7 +55,7 @@ def test_every_layout_converts_alike(layout, published, converted):
 
 
 def test_refuses_what_is_not_of_the_system():
-    with pytest.raises(ValueError, match="no system is called 'resnet'; known: simvit, lit, gcvit, dwnet"):
+    with pytest.raises(ValueError, match="no system is called 'resnet'; known: dwnet, gcvit, lit, simvit"):
         convert_state_dict('resnet', {})
     with pytest.raises(ValueError, match=r"no name among the 1 in this state dict.*\['layer1.weight'\]"):
         convert_state_dict('simvit', {'layer1.weight': torch.zeros(1)})
@@ -86,8 +86,7 @@ def test_classifiers_start_dense_prediction(system, arch, added, tmp_path):
     assert (found, fit.complete) == (arch, True)
     assert {int(name.split('.')[1]) for name in fit.added} == added
     torch.save(dict(state_dict=converted), tmp_path / 'weights.pth')
-    model = MODELS.build(dict(type=SYSTEMS[system].backbone, arch=arch, init_cfg=dict(
-        type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'))))
+    model = find_systems()[system](arch, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
     model.init_weights()
     for name, tensor in model.state_dict().items():
         if name in fit.added:
@@ -137,6 +136,52 @@ def test_pretrained_loads_in_all_three_libraries(scope, inside, converted, tmp_p
     assert all(torch.equal(tensor, converted[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize('layout', [*LAYOUTS, 'anybody'])
+def test_published_files_load_as_they_are(layout, published, converted, tmp_path):
+    wrap = LAYOUTS.get(layout, lambda sd: dict(model=prefixed(sd, 'model.encoder.')))
+    torch.save(wrap(published), tmp_path / 'weights.pth')
+    model = SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
+    model.init_weights()
+    assert all(torch.equal(tensor, converted[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(('system', 'arch'), [('lit', 's'), ('gcvit', 'xxtiny'), ('dwnet', 't')])
+def test_published_classifiers_load_as_they_are(system, arch, tmp_path):
+    published = as_classifier(system, arch)
+    torch.save(dict(model=published), tmp_path / 'published.pth')
+    torch.save(convert_state_dict(system, published), tmp_path / 'converted.pth')
+    models = []
+    for name in ('published.pth', 'converted.pth'):
+        models.append(find_systems()[system](arch, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / name))))
+        torch.manual_seed(0)
+        models[-1].init_weights()
+    for a, b in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_two_backbones_in_one_file_are_told_apart_by_a_prefix(converted, tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in converted.items()}
+    torch.save({**prefixed(converted, 'student.backbone.'), **prefixed(zeros, 'teacher.backbone.')}, path)
+    with pytest.raises(CheckpointError, match=r"more than once, behind 'student.backbone.', 'teacher.backbone.'; name one: .*"
+                                              "prefix='student.backbone.'"):
+        SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
+    model = SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=path, prefix='teacher.backbone.'))
+    model.init_weights()
+    assert not any(tensor.any() for tensor in model.state_dict().values())
+
+
+def test_the_log_says_what_was_found(published, tmp_path):
+    torch.save(dict(model=prefixed(published, 'module.')), tmp_path / 'weights.pth')
+    model = SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
+    lines = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmsimvit.backbones.base.print_log', lambda line, logger: lines.append(line))
+        model.init_weights()
+    assert lines == [f"{tmp_path}/weights.pth gives the parameters of SimViT: published names behind 'module.'; "
+                     '0 tables of positions are resized']
+
+
 @pytest.mark.parametrize('prefix', ['encoder', 'encoder.'])
 def test_a_prefix_may_be_given(prefix, converted, tmp_path):
     torch.save(dict(state_dict=prefixed(converted, 'encoder.')), tmp_path / 'weights.pth')
@@ -162,7 +207,8 @@ def test_norms_of_maps_that_are_not_returned_stay_unused(tmp_path):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (lambda sd: {f'encoder.{name}': tensor for name, tensor in sd.items()}, 'gives 0 of the 184 parameters of SimViT'),
+    (lambda sd: {f'layer.{name}'.replace('stages', 'parts'): tensor for name, tensor in sd.items()},
+     'gives 0 of the 184 parameters of SimViT'),
     (lambda sd: {name: sd[name] for name in sd if 'stages.2.blocks.1.ffn' not in name},
      r'178 of the 184.*6 missing \(stages.2.blocks.1.ffn.fc1.weight, .*, \.\.\.\)'),
     (lambda sd: {**sd, 'stages.0.norm.weight': torch.zeros(33)},
@@ -176,9 +222,7 @@ def test_pretrained_refuses_what_does_not_fit(change, message, converted, tmp_pa
     with pytest.raises(CheckpointError, match=message) as error:
         SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=path)).init_weights()
     assert path in str(error.value)
-    converted = path.replace('weights', 'weights_converted')  # never over what is there
-    assert f'another arch, or not converted? published weights: {SYSTEMS["simvit"].source}' in str(error.value)
-    assert f'python -m mmsimvit convert_checkpoint {path} {converted} --system simvit' in str(error.value)
+    assert f'another arch? published weights: {SimViT.published.url}, which are loaded as they are' in str(error.value)
     assert '--cfg-options model.backbone.init_cfg=None' in str(error.value)
     assert '\n' not in str(error.value)
 

@@ -281,8 +281,8 @@ def test_three_times_schedule_has_no_decay_for_norms_alone():
 
 
 @pytest.mark.parametrize(('name', 'advice'), [
-    ('maskrcnn_simvit_micro_coco.py', r'published weights: https://.*convert_checkpoint.*checkpoints/simvit_micro.pth'),
-    ('upernet_simvit_s_ade20k.py', r'published weights: https://.*convert_checkpoint.*checkpoints/simvit_small.pth'),
+    ('maskrcnn_simvit_micro_coco.py', 'published weights: https://.*ucasligang/SimViT, which are loaded as they are; '),
+    ('upernet_simvit_s_ade20k.py', 'published weights: https://.*ucasligang/SimViT'),
     ('retinanet_simvit_l_coco.py', r'no weights of large were published \(.* has micro, tiny, small\); a checkpoint of an'),
     ('semfpn_simvit_m_ade20k.py', 'no weights of medium were published'),
 ])

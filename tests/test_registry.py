@@ -3,12 +3,11 @@ import subprocess
 import sys
 
 import pytest
-from mmengine.registry import MODELS
 
-from mmsimvit.checkpoints import SYSTEMS
+from mmsimvit.weights import find_systems
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
-BACKBONES = {known.backbone: next(iter(MODELS.get(known.backbone).arch_zoo)) for known in SYSTEMS.values()}
+BACKBONES = {kind.__name__: next(iter(kind.arch_zoo)) for kind in find_systems().values()}
 FIND = '''
 import torch
 from mmengine.config import Config

@@ -4,16 +4,17 @@ import io
 
 import torch
 
-from mmsimvit.checkpoints import SYSTEMS, CheckpointError, convert_state_dict, find_arch, load_file
 from mmsimvit.engine.errors import one_line_errors
 from mmsimvit.engine.files import write_whole
+from mmsimvit.weights import CheckpointError, convert_state_dict, find_arch, find_systems, load_file
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='published checkpoint of a classifier or detector')
     parser.add_argument('dst', help='file to write')
-    parser.add_argument('--system', required=True, choices=list(SYSTEMS), help='the backbone whose published weights these are')
+    parser.add_argument('--system', required=True, choices=sorted(find_systems()),
+                        help='the backbone whose published weights these are')
     args = parser.parse_args(argv)
     with one_line_errors():
         convert(args.src, args.dst, args.system)
@@ -33,7 +34,7 @@ def convert(src: str, dst: str, system: str) -> None:
     except ValueError as error:
         raise CheckpointError(f'{src}: {error}') from error
     arch, found = find_arch(system, state_dict)
-    print(f'{src}: {found.matched} of {found.total} parameters of {SYSTEMS[system].backbone} {arch} matched')
+    print(f'{src}: {found.matched} of {found.total} parameters of {find_systems()[system].__name__} {arch} matched')
     if not found.complete:
         raise CheckpointError(f'{src} is no published {system}; nearest to it is {arch}: {found.problems()}')
     if found.added:

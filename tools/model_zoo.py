@@ -19,8 +19,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import generate_shapes
-from mmsimvit.checkpoints import SYSTEMS
 from mmsimvit.engine.complexity import count_complexity
+from mmsimvit.weights import find_systems
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS, INDEX, PAGE = ROOT / 'docs/model_zoo.json', ROOT / 'model-index.yml', ROOT / 'docs/model_zoo.md'
@@ -81,7 +81,7 @@ def render(counts: dict[str, Any], index: dict[str, Any]) -> str:
     lines = [HEAD.format(reproduced=f'there are {number}' if number else 'there is none yet')]
     for collection in index['Collections']:
         name, paper, source = collection['Name'], collection['Paper'], collection['Code']['URL']
-        released = next(system.released for system in SYSTEMS.values() if system.backbone == name.replace(' ', ''))
+        released = find_systems()[name.replace(' ', '').lower()].published.released
         lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores and weights ({", ".join(released)}): '
                   f'[{source.removeprefix("https://github.com/")}]({source}). Licence there: {collection["License"]}.', '']
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]

@@ -3,11 +3,12 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeGuard, cast
 
-from mmengine.model import BaseModule, trunc_normal_init
+from mmengine.logging import print_log
+from mmengine.model import BaseModule, PretrainedInit, trunc_normal_init, update_init_info
 from torch import Tensor, nn
 
-from ..checkpoints import check_pretrained
 from ..layers import RelativePositionBias
+from ..weights import CheckpointError, Published, load_file, match, recognise
 
 
 def is_positive(value: object) -> bool:
@@ -60,8 +61,8 @@ class Backbone(BaseModule):
         drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         init_cfg: as in mmengine. A ``Pretrained`` checkpoint must hold every parameter of the backbone, in its shape, but
-            norms that classifiers lack; tables of positions are resampled from other sizes. The ``backbone.`` prefix of a
-            detector's, segmentor's or classifier's checkpoint is found without being told.
+            norms that classifiers lack; tables of positions are resampled from other sizes. It may be a checkpoint of a
+            training here or a published one, of a classifier or for dense prediction: wrapper, prefix and names are found.
         **arch_overrides: keys of ``arch`` that have another value than in the named variant.
 
     Attributes:
@@ -76,6 +77,8 @@ class Backbone(BaseModule):
 
     arch_zoo: dict[str, dict] = {}
     arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
+    published: Published | None = None
+    init_cfg: Any
 
     def __init__(self, arch: str | Mapping, in_channels: int, out_indices: Sequence[int], frozen_stages: int,
                  drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None, **arch_overrides: Any):
@@ -207,20 +210,74 @@ class Backbone(BaseModule):
         Raises:
             CheckpointError: if a ``Pretrained`` checkpoint cannot be read or does not fit.
         """
-        if not self._is_init:
-            self.init_random_weights()
-            self.check_pretrained()
+        if self._is_init:
+            super().init_weights()  # which warns
+            return
+        pretrained = [(path, self.read_pretrained(path, prefix)) for path, prefix in self._find_pretrained()]
+        self.init_random_weights()
+        # mmengine's own loading knows neither published names nor their wrappers, and takes what fits in silence.
+        init_cfg = self.init_cfg
+        self.init_cfg = [cfg for cfg in self._list_init_cfg() if not _is_pretrained(cfg)]
         super().init_weights()
+        self.init_cfg = init_cfg
+        for path, weights in pretrained:
+            self.load_state_dict(weights, strict=False)
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, f'loaded from {path}')
 
     def check_pretrained(self) -> None:
-        """Make sure that a ``Pretrained`` checkpoint of ``init_cfg`` holds every parameter, and find its prefix.
+        """Make sure that a ``Pretrained`` checkpoint of ``init_cfg`` holds every parameter.
 
         Raises:
             CheckpointError: if it cannot be read or does not fit.
         """
-        for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
-            if cfg['type'] == 'Pretrained':
-                cfg['prefix'] = check_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+        for path, prefix in self._find_pretrained():
+            self.read_pretrained(path, prefix)
+
+    def read_pretrained(self, path: str, prefix: str | None = None) -> dict[str, Tensor]:
+        """Every parameter of this backbone in a checkpoint, published or of a training here.
+
+        Args:
+            path: file or URL.
+            prefix: what stands before the backbone's names; found if None.
+
+        Raises:
+            CheckpointError: if it cannot be read, or does not hold every parameter in its shape; the message says where
+                published weights are, or how to do without.
+        """
+        name = type(self).__name__
+        try:
+            found, words = recognise(load_file(path), self.state_dict().keys(), self.published, prefix)
+        except CheckpointError as error:
+            message = str(error) if path in str(error) else f'checkpoint {path} does not fit {name}: {error}'
+            raise CheckpointError(f'{message}; {self._advise()}') from error
+        weights = {key: found[key] for key in self.claim(found)}
+        fit = match(self, weights)
+        if not fit.complete:
+            raise CheckpointError(f'checkpoint {path} gives {fit.matched} of the {fit.total} parameters of {name}: '
+                                  f'{fit.problems()}; is it of another arch? {self._advise()}')
+        print_log(f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tables of positions are resized'
+                  + (f', and the norms of returned maps ({len(fit.added)} tensors), which no classifier has, start anew'
+                     if fit.added else ''), 'current')
+        return weights
+
+    def _list_init_cfg(self) -> list[dict]:
+        return [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+
+    def _find_pretrained(self) -> list[tuple[str, str | None]]:
+        return [(cfg['checkpoint'], cfg.get('prefix')) for cfg in self._list_init_cfg() if _is_pretrained(cfg)]
+
+    def _advise(self) -> str:
+        """Where to get weights that fit, or how to do without."""
+        advice = ('a checkpoint of an ImageNet config will do as well; to start from random weights instead: '
+                  '--cfg-options model.backbone.init_cfg=None')
+        variant = self.find_variant()
+        if self.published is None:
+            return advice
+        if variant not in self.published.released:
+            return (f'no weights of {variant or "this arch"} were published ({self.published.url} has '
+                    f'{", ".join(self.published.released)}); {advice}')
+        return f'published weights: {self.published.url}, which are loaded as they are; {advice}'
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation of every parameter.
@@ -265,3 +322,7 @@ def _find_prefix(prefixes: Container[str], name: str) -> str | None:
     while name not in prefixes and '.' in name:
         name = name.rpartition('.')[0]
     return name if name in prefixes else None
+
+
+def _is_pretrained(init_cfg: Mapping) -> bool:
+    return init_cfg['type'] in ('Pretrained', PretrainedInit)

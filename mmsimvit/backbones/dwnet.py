@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import FFN, DropPath, PatchEmbed, Stage, crop, pad_to_multiple, split_into_patches
 from ..ops import inhomogeneous_conv
+from ..weights import Published
 from .pyramid import PyramidBackbone
 
 KERNEL_SIZE = 7
@@ -159,6 +160,29 @@ class DWNet(PyramidBackbone):
         'kernels': ('static, dynamic or inhomogeneous', lambda value: value in ('static', 'dynamic', 'inhomogeneous')),
         'dense': ('True or False', lambda value: isinstance(value, bool)),
     }
+    published = Published(
+        url='https://github.com/Atten4Vis/DemystifyLocalViT',
+        licence='MIT',
+        released=('t', 'b', 'dynamic_t', 'dynamic_b'),
+        rename=(
+            (r'^patch_embed\.', 'stages.0.patch_embed.'),
+            (r'^layers\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
+            (r'^layers\.', 'stages.'),
+            (r'^norm([0-3])\.', r'stages.\1.norm.'),
+            # Published numbers are from 0; the depth-wise convolution in the middle has none.
+            (r'\.attn2conv\.conv2\.', '.conv.conv2.'),
+            (r'\.attn2conv\.bn2\.', '.conv.bn3.'),
+            (r'\.attn2conv\.bn\.', '.conv.bn2.'),
+            (r'\.attn2conv\.bn0\.', '.conv.bn1.'),
+            (r'\.attn2conv\.conv0\.', '.conv.conv1.'),
+            (r'\.attn2conv\.conv\.', '.conv.dwconv.'),
+            (r'\.dwconv\.conv1\.0\.', '.dwconv.conv1.'),  # inhomogeneous
+            (r'\.dwconv\.conv1\.1\.', '.dwconv.bn.'),
+            (r'\.dwconv\.conv2\.0\.', '.dwconv.conv2.'),
+            (r'\.mlp\.', '.ffn.'),
+        ),
+        drop=r'^head\.|^norm\.',  # the classifier's layer norm, where detectors have batch norms
+    )
 
     def __init__(self,
                  arch: str | Mapping = 't',

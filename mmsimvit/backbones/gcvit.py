@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..layers import FFN, Block, RelativePositionBias, divide, multi_head_attention, split_into_patches
+from ..weights import Published
 from .pyramid import PyramidBackbone
 
 # How often the generator of each stage halves its map, for images of the published 224 x 224 pixels. In stage 3 it does not
@@ -224,6 +225,30 @@ class GCViT(PyramidBackbone):
         'layer_scale': ('None or a positive number',
                         lambda value: value is None or (isinstance(value, Real) and float(value) > 0)),
     }
+    published = Published(
+        url='https://github.com/NVlabs/GCVit',
+        licence='NVIDIA Source Code License-NC, weights CC BY-NC-SA 4.0, both non-commercial',
+        released=('xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large'),
+        rename=(
+            (r'^patch_embed\.conv_down\.', 'stages.0.patch_embed.downsample.'),
+            (r'^patch_embed\.', 'stages.0.patch_embed.'),
+            (r'^levels\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
+            (r'^levels\.', 'stages.'),
+            (r'^norm([0-3])\.', r'stages.\1.norm.'),
+            (r'^norm\.', 'stages.3.norm.'),  # of classifiers: in its place, where published detectors have a new one
+            (r'\.q_global_gen\.to_q_global\.(\d)\.conv\.', r'.global_query.mbconvs.\1.'),
+            (r'(\.patch_embed(?:\.downsample)?)\.conv\.', r'\1.mbconv.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.0\.', r'\1.dwconv.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.2\.fc\.0\.', r'\1.se.fc1.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.2\.fc\.2\.', r'\1.se.fc2.'),
+            (r'(\.mbconvs\.\d|\.mbconv)\.3\.', r'\1.proj.'),
+            (r'(\.blocks\.\d*[13579]\.attn)\.qkv\.', r'\1.kv.'),  # every second block has no queries of its own
+            (r'\.relative_position_bias_table$', '.position_bias.table'),
+            (r'\.gamma([12])$', r'.scale\1.gamma'),
+            (r'\.mlp\.', '.ffn.'),
+        ),
+        drop=r'^head\.|\.relative_position_index$',
+    )
 
     def __init__(self,
                  arch: str | Mapping = 'tiny',

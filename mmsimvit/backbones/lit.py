@@ -1,6 +1,7 @@
 """LIT: Less is More: Pay Less Attention in Vision Transformers (Pan et al., AAAI 2022, arXiv 2105.14217)."""
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import isqrt
 from numbers import Real
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..layers import (
     pad_for_patches,
     spread_rows,
 )
+from ..weights import Published, stage_before
 from .base import is_numbers, is_sequence
 from .pyramid import PyramidBackbone
 
@@ -140,6 +142,20 @@ class Attention(nn.Module):
         return multi_head_attention(query, key, value, self.num_heads, bias)
 
 
+def shape_positions(converted: dict[str, Tensor]) -> None:
+    """Of published ``ti``: embeddings as maps, without that of the class token, and without the norm, which is the
+    classifier's: its maps have none."""
+    embeddings = [name for name in converted if name.endswith('.embedding')]
+    for name in embeddings:
+        rows = converted[name]
+        if isinstance(rows, Tensor) and rows.dim() == 3:
+            size = isqrt(rows.shape[1])
+            converted[name] = rows[:, rows.shape[1] - size**2:].transpose(1, 2).unflatten(2, (size, size)).contiguous()
+    if embeddings:
+        for name in ('stages.3.norm.weight', 'stages.3.norm.bias'):
+            converted.pop(name, None)
+
+
 @MODELS.register_module()
 class LIT(PyramidBackbone):
     """LIT: stages 1 and 2 have FFNs alone, stages 3 and 4 full self-attention, and deformable convolutions merge tokens
@@ -184,6 +200,32 @@ class LIT(PyramidBackbone):
         'norm_eps': ('a positive number', lambda value: isinstance(value, Real) and float(value) > 0),
         'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
     }
+    published = Published(
+        url='https://github.com/ziplab/LIT',
+        licence='Apache-2.0',
+        released=('ti', 's', 'm', 'b'),
+        rename=(
+            # ti
+            (r'^(patch_embed|block|pos_embed)([1-4])(?:\.|$)', stage_before),
+            (r'^(stages\.\d)\.block\.', r'\1.blocks.'),
+            (r'^(stages\.\d)\.patch_embed\.', r'\1.patch_embed.0.'),
+            (r'^(stages\.\d)\.pos_embed\.', r'\1.patch_embed.1.embedding'),
+            # s, m, b
+            (r'^patch_embed\.', 'stages.0.patch_embed.'),
+            (r'^layers\.(\d)\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.patch_embed.'),
+            (r'^layers\.', 'stages.'),
+            (r'^norm([1-3])\.', r'stages.\1.norm.'),
+            (r'^norm\.', 'stages.3.norm.'),  # of classifiers: in its place, where published detectors have a new one
+            (r'\.relative_position_bias_table$', '.position_bias.table'),
+            # both
+            (r'\.dconv\.conv_offset\.', '.offset.'),
+            (r'\.dconv\.', '.conv.'),
+            (r'\.norm_layer\.', '.norm.'),
+            (r'\.mlp\.', '.ffn.'),
+        ),
+        drop=r'^head\.|^cls_token$|\.relative_position_index$',
+        finish=shape_positions,
+    )
 
     def __init__(self,
                  arch: str | Mapping = 's',

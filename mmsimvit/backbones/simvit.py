@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..layers import Block, PatchEmbed, Stage, multi_head_attention
 from ..ops import central_attention, conv_ffn_in_chunks
 from ..ops.ffn import suits_chunks
+from ..weights import Published, stage_before
 from .base import is_positive, is_rate
 from .pyramid import PyramidBackbone
 
@@ -126,6 +127,19 @@ class SimViT(PyramidBackbone):
         'large': dict(embed_dims=(64, 128, 320, 512), depths=(3, 8, 40, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(4, 4, 4, 4)),
         'huge': dict(embed_dims=(64, 128, 320, 512), depths=(3, 12, 62, 3), num_heads=(1, 2, 5, 8), mlp_ratios=(4, 4, 4, 4)),
     }
+    published = Published(
+        url='https://github.com/ucasligang/SimViT',
+        licence='none is given, so ask the authors before you pass their weights on',
+        released=('micro', 'tiny', 'small'),
+        rename=(
+            (r'^(patch_embed|block|norm)([1-4])\.', stage_before),
+            (r'^(stages\.\d)\.block\.', r'\1.blocks.'),
+            (r'\.attn\.(q|kv)_proj\.', r'.attn.\1.'),
+            (r'\.mlp\.', '.ffn.'),
+            (r'\.dwconv\.dwconv\.', '.dwconv.'),
+        ),
+        drop=r'^head\.',
+    )
 
     def __init__(self, arch: str | Mapping = 'tiny', in_channels: int = 3, kernel_size: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1, drop_path_rate: float = 0.1,

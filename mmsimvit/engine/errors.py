@@ -13,9 +13,9 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS, Registry
 
 from ..backbones import Backbone
-from ..checkpoints import CheckpointError
 from ..config_files import ConfigError
 from ..datasets import DataError
+from ..weights import CheckpointError
 from .files import CANNOT_WRITE, WriteError
 
 # Errors of libraries whose text says all: the exception, a pattern of its last line, and what is told instead.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module, strip_prefix
+from ..weights import CheckpointError, as_mmengine_reads, load_file, match, strip_module, strip_prefix
 from .files import write_whole
 from .models import ModelError, image_channels, is_a
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..backbones import PyramidBackbone
 from ..backbones.simvit import Attention, CentralAttention
-from ..checkpoints import CheckpointError, as_mmengine_reads, load_file, match, strip_module
 from ..datasets import DataError
+from ..weights import CheckpointError, as_mmengine_reads, load_file, match, strip_module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

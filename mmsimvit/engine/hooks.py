@@ -15,8 +15,8 @@ from mmengine.structures import BaseDataElement
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.utils import _pytree as pytree
 
-from ..checkpoints import CheckpointError, as_mmengine_reads, match, strip_module
 from ..datasets import DataError
+from ..weights import CheckpointError, as_mmengine_reads, match, strip_module
 from .models import check_classes, check_topk
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools.mask import decode
 from torch import nn
 
-from mmsimvit.checkpoints import match
 from mmsimvit.datasets import CLASSES, DataError
 from mmsimvit.infer import find_classes, find_images, main
+from mmsimvit.weights import match
 from tests.conftest import ROOT, run
 
 CONFIGS = {'mmdet': 'maskrcnn_simvit_micro_shapes', 'mmseg': 'upernet_simvit_micro_shapes', 'mmpretrain': 'simvit_micro_shapes'}
