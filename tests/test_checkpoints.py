@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import re
@@ -266,6 +267,43 @@ def test_code_in_a_downloaded_checkpoint_does_not_run(tmp_path, monkeypatch):
         load_file('https://example.org/stranger.pth')
     assert not (tmp_path / 'proof').exists()
     assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+
+
+def write_safetensors(path, tensors):
+    """By the format's description, not by the reader."""
+    header, data = {'__metadata__': {'format': 'pt'}}, b''
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        kind = {torch.float32: 'F32', torch.float16: 'F16', torch.int64: 'I64'}[tensor.dtype]
+        header[name] = dict(dtype=kind, shape=list(tensor.shape), data_offsets=[len(data), len(data) + len(raw)])
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + data)
+
+
+def test_safetensors_load(published, converted, tmp_path, monkeypatch):
+    tensors = {'a': torch.arange(3), 'b': torch.randn(2, 3).half(), 'none': torch.zeros(0, 3), 'one': torch.tensor(4.)}
+    write_safetensors(tmp_path / 'some.safetensors', tensors)
+    found = load_file(str(tmp_path / 'some.safetensors'))
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
+    write_safetensors(tmp_path / 'published.safetensors', published)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    monkeypatch.setattr('torch.hub.download_url_to_file',
+                        lambda url, path, **_: shutil.copy(tmp_path / 'published.safetensors', path))
+    for path in (str(tmp_path / 'published.safetensors'), 'https://example.org/published.safetensors'):
+        model = SimViT('micro', init_cfg=dict(type='Pretrained', checkpoint=path))
+        model.init_weights()
+        assert all(torch.equal(tensor, converted[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'PK\x03\x04 cut short', b'\2' + bytes(7) + b'[]', b'\x0d' + bytes(7) + b'{"a": [1, 2]}',
+    b'\x3a' + bytes(7) + b'{"a": {"dtype": "F32", "shape": [2], "data_offsets":[0,8]}}' + bytes(4)])
+def test_broken_safetensors_are_named(content, tmp_path):
+    (tmp_path / 'broken.safetensors').write_bytes(content)
+    with pytest.raises(CheckpointError, match='broken.safetensors'):
+        load_file(str(tmp_path / 'broken.safetensors'))
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut short', b'no checkpoint'])

@@ -248,6 +248,7 @@ class GCViT(PyramidBackbone):
             (r'\.mlp\.', '.ffn.'),
         ),
         drop=r'^head\.|\.relative_position_index$',
+        classifiers=('xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large'),
     )
 
     def __init__(self,

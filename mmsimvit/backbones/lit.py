@@ -225,6 +225,7 @@ class LIT(PyramidBackbone):
         ),
         drop=r'^head\.|^cls_token$|\.relative_position_index$',
         finish=shape_positions,
+        classifiers=('s', 'm', 'b'),  # ti's has a class token
     )
 
     def __init__(self,

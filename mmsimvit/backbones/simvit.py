@@ -139,6 +139,7 @@ class SimViT(PyramidBackbone):
             (r'\.dwconv\.dwconv\.', '.dwconv.'),
         ),
         drop=r'^head\.',
+        classifiers=('micro', 'tiny', 'small'),
     )
 
     def __init__(self, arch: str | Mapping = 'tiny', in_channels: int = 3, kernel_size: int = 3,

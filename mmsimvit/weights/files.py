@@ -1,5 +1,6 @@
 """Reading checkpoints safely, and finding the names and tensors in them."""
 import difflib
+import json
 import os
 import pickle
 import re
@@ -8,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from mmengine.dist import barrier, is_main_process
 from mmengine.runner.checkpoint import CheckpointLoader
 
 # Where training tools put the weights; averaged weights are what published accuracies were measured with.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+
+DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
+          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
 
 
 class CheckpointError(ValueError):
@@ -56,13 +61,15 @@ def load_file(path: str) -> Mapping:
         CheckpointError: if it is missing, broken or holds anything else.
     """
     try:
-        if '://' in path:
+        if path.endswith('.safetensors'):
+            checkpoint = _read_safetensors(_download(path) if '://' in path else path)
+        elif '://' in path:
             with _only_weights():
                 checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
         else:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
-        others = sorted(other.name for other in Path(path).parent.glob('[!.]*.pth'))  # those with a dot are not whole
+        others = sorted(other.name for other in Path(path).parent.glob('[!.]*.*'))  # those with a dot are not whole
         beside = difflib.get_close_matches(Path(path).name, others)
         raise CheckpointError(f'checkpoint {path} does not exist'
                               + (f'; near to it: {", ".join(beside)}' if beside else '')) from None
@@ -71,12 +78,38 @@ def load_file(path: str) -> Mapping:
         raise CheckpointError(f'checkpoint {path} is refused: it holds more than tensors'
                               f'{f" ({found[1]})" if found else ""} and could run code when loaded, or it is no '
                               'checkpoint at all; ask whoever made it for the state dict alone') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f'checkpoint {path} cannot be read; it may have been cut short, or be no checkpoint of PyTorch '
                               f'({type(error).__name__}: {(str(error).splitlines() or [""])[0]})') from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'checkpoint {path} holds a {type(checkpoint).__name__}, not names and tensors')
     return checkpoint
+
+
+def _download(url: str) -> str:
+    """Once, by the first process, to where torch keeps what it downloads."""
+    path = Path(torch.hub.get_dir(), 'checkpoints', url.rpartition('/')[2])
+    if is_main_process() and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    barrier()
+    return str(path)
+
+
+def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """Eight bytes with the length of the header, the header in JSON, the numbers (github.com/huggingface/safetensors)."""
+    content = Path(path).read_bytes()
+    start = 8 + int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8:start])
+    if not isinstance(header, dict):
+        raise ValueError('its header is no mapping')
+    tensors = {}
+    for name, entry in header.items():
+        if name != '__metadata__':
+            begin, end = entry['data_offsets']
+            flat = torch.tensor(bytearray(content[start + begin:start + end]), dtype=torch.uint8)
+            tensors[name] = flat.view(DTYPES[entry['dtype']]).view(entry['shape'])
+    return tensors
 
 
 @contextmanager

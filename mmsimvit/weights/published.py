@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .files import strip_prefix, unwrap
+from .files import CheckpointError, strip_prefix, unwrap
 from .matching import Match, match
 
 
@@ -19,6 +19,7 @@ class Published(NamedTuple):
     rename: tuple[tuple[str, str | Callable[[re.Match], str]], ...]  # (pattern, replacement) of re.sub, applied in order
     drop: str  # pattern of names that belong to no backbone
     finish: Callable[[dict[str, Tensor]], None] = lambda converted: None  # changes, in place, what is more than names
+    classifiers: tuple[str, ...] = ()  # variants that classify as our ImageNet configs do: the mean of the last map, ``head``
 
     def convert(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published names, without prefix -> ours, to the same tensors."""
@@ -71,6 +72,26 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
                          f'it begins with {list(published)[:3]}; is it a file of {backbone.published.url}? What mmsimvit '
                          'trained needs no conversion')
     return converted
+
+
+def convert_head(system: str, arch: str, state_dict: Mapping) -> dict[str, Tensor]:
+    """The classifier's last layer of a published checkpoint, as the ``ImageClassifier`` of our ImageNet configs names it.
+
+    Args:
+        system, state_dict: as ``convert_state_dict`` takes them.
+        arch: the variant.
+
+    Raises:
+        CheckpointError: if the checkpoint has none, or one that our config of this variant has not.
+    """
+    classifiers = find_systems()[system].published.classifiers
+    if arch not in classifiers:
+        raise CheckpointError(f'the published classifier of {system} {arch} is another than in our ImageNet config, and its '
+                              f'head would give other scores; it is the same for: {", ".join(classifiers) or "none"}')
+    names = strip_prefix(unwrap(state_dict))
+    if not {'head.weight', 'head.bias'} <= names.keys():
+        raise CheckpointError('it has no head.weight and head.bias: it is of no classifier')
+    return {'head.fc.weight': names['head.weight'], 'head.fc.bias': names['head.bias']}
 
 
 def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match]:
