@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import FFN, Block, RelativePositionBias, divide, multi_head_attention, split_into_patches
+from ..layers import FFN, Block, RelativePositionBias, merge_windows, multi_head_attention, split_into_windows
 from ..weights import Published
 from .pyramid import PyramidBackbone
 
@@ -126,7 +126,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, global_query: Tensor | None = None) -> Tensor:
         """``(B, H, W, C)``, and ``(B, window_size * window_size, C)`` if global -> ``(B, H, W, C)``."""
         size, (batch, height, width, _) = self.window_size, x.shape
-        x = split_into_windows(x, size)
+        x = split_into_windows(x, (size, size))
         if global_query is None:
             query, key, value = self.qkv(x).chunk(3, -1)
         else:
@@ -139,31 +139,6 @@ class WindowAttention(nn.Module):
             query, bias = (y.unflatten(1, (size, size))[:, :rows, :columns].flatten(1, 2) for y in (query, bias))
         x = multi_head_attention(query, key, value, self.num_heads, bias)
         return self.proj(merge_windows(x, (rows, columns), batch, height, width))
-
-
-def split_into_windows(x: Tensor, size: int) -> Tensor:
-    """``(B, H, W, C)`` -> ``(B * windows, size * size, C)``, windows row by row."""
-    x = x.permute(0, 3, 1, 2)
-    if not torch.compiler.is_compiling():
-        return split_into_patches(x, size).permute(0, 2, 3, 4, 5, 1).flatten(3, 4).flatten(0, 2)
-    # Rearranging dimensions, a trace would distinguish whether there is one window or several. So it picks them by index, and
-    # always one more than there are, from padding below.
-    rows, columns = ((length + size - 1) // size for length in x.shape[2:])
-    x = F.pad(x, (0, size - 1, 0, 2 * size - 1))
-    window, inside = torch.arange(rows * columns + 1, device=x.device), torch.arange(size, device=x.device)
-    row, column = divide(window, columns)
-    row, column = ((position * size)[:, None] + inside for position in (row, column))
-    return x[:, :, row[:, :, None], column[:, None]].permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
-
-
-def merge_windows(x: Tensor, size: tuple[int, int], batch: int, height: int, width: int) -> Tensor:
-    """``(B * windows, size[0] * size[1], C)`` -> ``(B, H, W, C)``, without the padding."""
-    rows, columns = ((length + part - 1) // part for length, part in zip((height, width), size))
-    if not torch.compiler.is_compiling():
-        x = x.view(batch, rows, columns, *size, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return x[:, :height, :width]
-    row, column = (divide(torch.arange(length, device=x.device), part) for length, part in zip((height, width), size))
-    return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None] * size[1] + column[1]]
 
 
 class Stage(layers.Stage):

@@ -6,6 +6,8 @@ from .padding import crop, divide, pad_for_patches, pad_to_multiple, split_into_
 from .patch_embed import PatchEmbed
 from .position_bias import RelativePositionBias, fit_loaded, spread_rows
 from .stage import Block, Stage
+from .windows import merge_windows, split_into_windows
 
 __all__ = ['FFN', 'Block', 'DropPath', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop', 'divide', 'fit_loaded',
-           'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'split_into_patches', 'spread_rows']
+           'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'split_into_patches',
+           'split_into_windows', 'spread_rows']

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mmsimvit import GCViT
-from mmsimvit.backbones.gcvit import GlobalQuery, WindowAttention, merge_windows, split_into_windows
+from mmsimvit.backbones.gcvit import GlobalQuery, WindowAttention
 
 CLASSIFIER = {**GCViT.arch_zoo['xxtiny'], 'window_sizes': (7, 7, 14, 7)}
 
@@ -24,15 +24,6 @@ def test_windows_do_not_see_each_other_and_global_queries_see_everything():
     assert (rows.max(), columns.max()) == (3, 3)
     query, attention = GlobalQuery(8, 4, 1), WindowAttention(8, 2, 4, is_global=True)
     assert (attention(x, query(x)) != attention(x, query(changed))).any(-1).all()
-
-
-def test_windows_are_split_and_merged():
-    x = torch.arange(2 * 5 * 7).view(2, 5, 7, 1).float()
-    windows = split_into_windows(x, 3)
-    assert windows.shape == (2 * 2 * 3, 9, 1)
-    assert windows[1, :, 0].tolist() == [3, 4, 5, 10, 11, 12, 17, 18, 19]  # the second of the first row
-    assert windows[5, :, 0].tolist() == [27, 0, 0, 34, 0, 0, 0, 0, 0]  # the last, with padding
-    assert torch.equal(merge_windows(windows, (3, 3), 2, 5, 7), x)
 
 
 def test_padding_is_not_masked():
