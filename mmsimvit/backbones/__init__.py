@@ -1,9 +1,9 @@
 """One paper, one file; ``base`` holds the contract that all of them keep, ``pyramid`` what those of several stages share."""
-from .base import Backbone
+from .base import Backbone, FeatureInfo, Layer
 from .dwnet import DWNet
 from .gcvit import GCViT
 from .lit import LIT
 from .pyramid import PyramidBackbone
 from .simvit import SimViT
 
-__all__ = ['LIT', 'Backbone', 'DWNet', 'GCViT', 'PyramidBackbone', 'SimViT']
+__all__ = ['LIT', 'Backbone', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone', 'SimViT']

@@ -44,6 +44,11 @@ class Layer(NamedTuple):
     is_block: bool = False  # blocks are what depths count, and the units of FSDP
     is_added: bool = False  # dense prediction's own, so that a classifier's checkpoint may be without it
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """All prefixes, also where there is one."""
+        return (self.prefix, ) if isinstance(self.prefix, str) else self.prefix
+
 
 class Backbone(BaseModule):
     """Maps of an image, for the necks and heads of OpenMMLab's libraries.
@@ -166,7 +171,7 @@ class Backbone(BaseModule):
         index, depth = {}, 0
         for layer in self.layer_order():
             depth += layer.is_block
-            index.update(dict.fromkeys([layer.prefix] if isinstance(layer.prefix, str) else layer.prefix, (layer, depth)))
+            index.update(dict.fromkeys(layer.prefixes, (layer, depth)))
         return index
 
     def find_blocks(self) -> list[nn.Module]:

@@ -64,8 +64,9 @@ def match(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
     missing = [name for name in ours if name not in state_dict]
     added = []
     for layer in getattr(backbone, 'layer_order', list)():
-        part = [name for name in ours if name.startswith(f'{layer.prefix}.')] if layer.is_added else []
-        added += part if set(part) <= set(missing) else []  # in part, it was cut out of a detector's
+        for prefix in layer.prefixes if layer.is_added else ():
+            part = [name for name in ours if f'{name}.'.startswith(f'{prefix}.')]
+            added += part if set(part) <= set(missing) else []  # in part, it was cut out of a detector's
     reshaped = [f'{name}: {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}' for name, tensor in ours.items()
                 if name in state_dict and state_dict[name].shape != tensor.shape]
     unused = [name for name in state_dict if name not in ours]

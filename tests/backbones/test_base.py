@@ -7,6 +7,7 @@ from mmsimvit import CheckpointError, PyramidBackbone, SimViT
 from mmsimvit.backbones.base import Backbone, FeatureInfo, Layer
 from mmsimvit.engine.fsdp import wrap_blocks
 from mmsimvit.layers import FFN, Block, PatchEmbed, Stage
+from mmsimvit.weights import match
 
 
 class StageWithToken(Stage):
@@ -180,6 +181,23 @@ def test_norms_of_its_own_maps_may_be_missing(tmp_path):
     model = Plain(out_indices=(0, 2), init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
     model.init_weights()
     assert torch.equal(model.blocks[2].weight, weights['blocks.2.weight'])
+
+
+class Parallel(Plain):
+    """As MPViT, two paths of blocks side by side."""
+
+    def layer_order(self):
+        return [Layer(('cls_token', 'patch_embed'), 0), Layer(('blocks.0', 'blocks.1'), 1, is_block=True),
+                Layer('blocks.2', 2, is_block=True), Layer(('norms.0', 'norms.1', 'norms.2'), 2, is_added=True)]
+
+
+def test_blocks_side_by_side_have_one_depth():
+    model = Parallel()
+    assert [model.get_layer_depth(name)[0] for name in ('cls_token', 'blocks.0.bias', 'blocks.1.bias', 'blocks.2.bias')] == [
+        0, 1, 1, 2]
+    assert model.find_blocks() == list(model.blocks)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if 'norms' not in name}
+    assert match(model, kept).added == ['norms.2.weight', 'norms.2.bias'] and match(model, kept).complete
 
 
 def test_rates_may_be_of_the_paper():
