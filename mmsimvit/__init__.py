@@ -20,10 +20,10 @@ if not (sys.argv[:1] == ['-m'] and 'mmsimvit.doctor' in '.'.join(sys.orig_argv))
 
     from . import mmcv_ops
     from .backbones import LIT, DWNet, GCViT, PyramidBackbone, SimViT
+    from .checkpoints import CheckpointError, convert_state_dict
     from .config_files import ConfigError, copy_config, find_config
     from .datasets import DataError, generate_shapes
     from .engine import allow_training_checkpoints
-    from .weights import CheckpointError, convert_state_dict
 
     allow_training_checkpoints()
     mmcv_ops.install()

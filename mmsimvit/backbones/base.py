@@ -175,7 +175,7 @@ class Backbone(BaseModule):
         return index
 
     def find_blocks(self) -> list[nn.Module]:
-        """The blocks that are built, in the order of ``layer_order``."""
+        """The blocks that are built."""
         blocks = {prefix for prefix, (layer, _) in self._index_layers().items() if layer.is_block}
         return [module for name, module in self.named_modules() if name in blocks]
 
@@ -218,17 +218,18 @@ class Backbone(BaseModule):
         if self._is_init:
             super().init_weights()  # which warns
             return
-        pretrained = [(path, self.read_pretrained(path, prefix)) for path, prefix in self._find_pretrained()]
+        pretrained = [self._read_pretrained(cfg) for cfg in self._list_init_cfg(pretrained=True)]
         self.init_random_weights()
         # mmengine's own loading knows neither published names nor their wrappers, and takes what fits in silence.
         init_cfg = self.init_cfg
-        self.init_cfg = [cfg for cfg in self._list_init_cfg() if not _is_pretrained(cfg)]
+        self.init_cfg = self._list_init_cfg(pretrained=False)
         super().init_weights()
         self.init_cfg = init_cfg
-        for path, weights in pretrained:
+        for weights, line in pretrained:
             self.load_state_dict(weights, strict=False)
+            print_log(line, 'current')
             if hasattr(self, '_params_init_info'):
-                update_init_info(self, f'loaded from {path}')
+                update_init_info(self, line)
 
     def check_pretrained(self) -> None:
         """Make sure that a ``Pretrained`` checkpoint of ``init_cfg`` holds every parameter.
@@ -236,23 +237,15 @@ class Backbone(BaseModule):
         Raises:
             CheckpointError: if it cannot be read or does not fit.
         """
-        for path, prefix in self._find_pretrained():
-            self.read_pretrained(path, prefix)
+        for cfg in self._list_init_cfg(pretrained=True):
+            self._read_pretrained(cfg)
 
-    def read_pretrained(self, path: str, prefix: str | None = None) -> dict[str, Tensor]:
-        """Every parameter of this backbone in a checkpoint, published or of a training here.
-
-        Args:
-            path: file or URL.
-            prefix: what stands before the backbone's names; found if None.
-
-        Raises:
-            CheckpointError: if it cannot be read, or does not hold every parameter in its shape; the message says where
-                published weights are, or how to do without.
-        """
+    def _read_pretrained(self, init_cfg: Mapping) -> tuple[dict[str, Tensor], str]:
+        """Every parameter in a checkpoint, published or of a training here; and a line that says what was found."""
+        path = init_cfg['checkpoint']
         name = type(self).__name__
         try:
-            found, words = recognise(load_file(path), self.state_dict().keys(), self.published, prefix)
+            found, words = recognise(load_file(path), self.state_dict().keys(), self.published, init_cfg.get('prefix'))
         except CheckpointError as error:
             message = str(error) if path in str(error) else f'checkpoint {path} does not fit {name}: {error}'
             raise CheckpointError(f'{message}; {self._advise()}') from error
@@ -261,16 +254,14 @@ class Backbone(BaseModule):
         if not fit.complete:
             raise CheckpointError(f'checkpoint {path} gives {fit.matched} of the {fit.total} parameters of {name}: '
                                   f'{fit.problems()}; is it of another arch? {self._advise()}')
-        print_log(f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tables of positions are resized'
-                  + (f', and the norms of returned maps ({len(fit.added)} tensors), which no classifier has, start anew'
-                     if fit.added else ''), 'current')
-        return weights
+        new = f', and the norms of returned maps ({len(fit.added)} tensors), which no classifier has, start anew'
+        return weights, (f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tables of positions are resized'
+                         + (new if fit.added else ''))
 
-    def _list_init_cfg(self) -> list[dict]:
-        return [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-
-    def _find_pretrained(self) -> list[tuple[str, str | None]]:
-        return [(cfg['checkpoint'], cfg.get('prefix')) for cfg in self._list_init_cfg() if _is_pretrained(cfg)]
+    def _list_init_cfg(self, pretrained: bool) -> list[dict]:
+        """The parts of ``init_cfg`` that name a checkpoint, or those that do not."""
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        return [cfg for cfg in cfgs if (cfg['type'] in ('Pretrained', PretrainedInit)) == pretrained]
 
     def _advise(self) -> str:
         """Where to get weights that fit, or how to do without."""
@@ -327,7 +318,3 @@ def _find_prefix(prefixes: Container[str], name: str) -> str | None:
     while name not in prefixes and '.' in name:
         name = name.rpartition('.')[0]
     return name if name in prefixes else None
-
-
-def _is_pretrained(init_cfg: Mapping) -> bool:
-    return init_cfg['type'] in ('Pretrained', PretrainedInit)
