@@ -1,4 +1,3 @@
-import json
 import os
 import pickle
 import re
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from mmengine.registry import MODELS, DefaultScope
+from safetensors.torch import save_file
 
 from mmsimvit import CheckpointError, SimViT, convert_state_dict
 from mmsimvit.weights import find_arch, find_systems, load_file, match
@@ -277,25 +277,13 @@ def test_code_in_a_downloaded_checkpoint_does_not_run(tmp_path, monkeypatch):
     assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
-def write_safetensors(path, tensors):
-    """By the format's description, not by the reader."""
-    header, data = {'__metadata__': {'format': 'pt'}}, b''
-    for name, tensor in tensors.items():
-        raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        kind = {torch.float32: 'F32', torch.float16: 'F16', torch.int64: 'I64'}[tensor.dtype]
-        header[name] = dict(dtype=kind, shape=list(tensor.shape), data_offsets=[len(data), len(data) + len(raw)])
-        data += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, 'little') + text + data)
-
-
 def test_safetensors_load(published, converted, tmp_path, monkeypatch):
     tensors = {'a': torch.arange(3), 'b': torch.randn(2, 3).half(), 'none': torch.zeros(0, 3), 'one': torch.tensor(4.)}
-    write_safetensors(tmp_path / 'some.safetensors', tensors)
+    save_file(tensors, tmp_path / 'some.safetensors')
     found = load_file(str(tmp_path / 'some.safetensors'))
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in tensors)
-    write_safetensors(tmp_path / 'published.safetensors', published)
+    save_file(published, tmp_path / 'published.safetensors')
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
     monkeypatch.setattr('torch.hub.download_url_to_file',
                         lambda url, path, **_: shutil.copy(tmp_path / 'published.safetensors', path))

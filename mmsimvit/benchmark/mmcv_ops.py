@@ -53,61 +53,61 @@ def mmcv_cases(names: list[str], device: torch.device) -> Iterator[tuple[str, Ca
         return [Contestant(name, partial(with_implementation, module), inputs, device, can_train)
                 for name, module in implementations(names).items()]
 
-    for title, make, can_train in (('nms, 2000 boxes', make_nms, False), ('soft_nms, 2000 boxes', make_soft_nms, False),
-                                   ('roi_align, 512 RoIs of 2x256x200x336, 7x7', make_roi_align, True),
-                                   ('deform_conv, 2x128x50x84', make_deform_conv, True),
-                                   ('modulated_deform_conv, 2x128x50x84', make_modulated_deform_conv, True),
-                                   ('psamask, 2x225x16x16', make_psa_mask, True),
-                                   ('Mask R-CNN SimViT-micro, 2x512x512', make_mask_rcnn, True)):
+    for title, make, can_train in (('nms, 2000 boxes', _make_nms, False), ('soft_nms, 2000 boxes', _make_soft_nms, False),
+                                   ('roi_align, 512 RoIs of 2x256x200x336, 7x7', _make_roi_align, True),
+                                   ('deform_conv, 2x128x50x84', _make_deform_conv, True),
+                                   ('modulated_deform_conv, 2x128x50x84', _make_modulated_deform_conv, True),
+                                   ('psamask, 2x225x16x16', _make_psa_mask, True),
+                                   ('Mask R-CNN SimViT-micro, 2x512x512', _make_mask_rcnn, True)):
         yield title, partial(contestants, make, can_train)
 
 
-def random_boxes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _random_boxes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Boxes in an image of 1344 x 800, and their scores."""
     corner = torch.rand(count, 2) * torch.tensor([1200, 700])
     return torch.cat([corner, corner + 8 + 200 * torch.rand(count, 2)], 1).to(device), torch.rand(count, device=device)
 
 
-def make_nms(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_nms(device: torch.device) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
-    boxes, scores = random_boxes(2000, device)
+    boxes, scores = _random_boxes(2000, device)
     return lambda: ops.nms(boxes, scores, 0.7), []
 
 
-def make_soft_nms(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_soft_nms(device: torch.device) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
-    boxes, scores = random_boxes(2000, device)
+    boxes, scores = _random_boxes(2000, device)
     return lambda: ops.soft_nms(boxes, scores, 0.3), []
 
 
-def make_roi_align(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_roi_align(device: torch.device) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
     x = torch.randn(2, 256, 200, 336, device=device, requires_grad=True)
-    rois = torch.cat([torch.arange(512, device=device)[:, None] % 2, random_boxes(512, device)[0]], 1)
+    rois = torch.cat([torch.arange(512, device=device)[:, None] % 2, _random_boxes(512, device)[0]], 1)
     return lambda: ops.roi_align(x, rois, 7, 0.25, 0, 'avg', True), [x]
 
 
-def make_deform_conv(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_deform_conv(device: torch.device) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
     x, offset, weight = (torch.randn(*size, device=device, requires_grad=True)
                          for size in ((2, 128, 50, 84), (2, 18, 50, 84), (128, 128, 3, 3)))
     return lambda: ops.deform_conv2d(x, offset, weight, 1, 1), [x, offset, weight]
 
 
-def make_modulated_deform_conv(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_modulated_deform_conv(device: torch.device) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
     x, offset, mask, weight = (torch.randn(*size, device=device, requires_grad=True) for size in (
         (2, 128, 50, 84), (2, 18, 50, 84), (2, 9, 50, 84), (128, 128, 3, 3)))
     return lambda: ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1), [x, offset, mask, weight]
 
 
-def make_psa_mask(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_psa_mask(device: torch.device) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
     x = torch.randn(2, 15 * 15, 16, 16, device=device, requires_grad=True)
     return lambda: ops.psa_mask.psa_mask(x, 0, (15, 15)), [x]
 
 
-def make_mask_rcnn(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_mask_rcnn(device: torch.device) -> tuple[Callable, list[Tensor]]:
     """Predictions of two images without gradients, the loss of them with."""
     from mmdet.testing import demo_mm_inputs
     from mmdet.utils import register_all_modules

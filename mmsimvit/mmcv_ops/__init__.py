@@ -25,6 +25,7 @@ class Finder:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """What Python asks for each module that the finders before have not found."""
         return ModuleSpec(name, Loader(), origin='mmsimvit.mmcv_ops') if name == NAME else None
 
 
@@ -32,6 +33,7 @@ class Loader(importlib.abc.Loader):
     """Fills the module in, when MMCV asks for it."""
 
     def exec_module(self, module: ModuleType) -> None:
+        """Set the operators, and what stands for all others."""
         # Here, for they import torchvision, which not every environment has.
         import torch
 

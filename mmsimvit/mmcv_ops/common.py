@@ -31,12 +31,12 @@ def as_a_kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, 
 
 
 def widen(x: Tensor) -> Tensor:
-    """Numbers of 16 bits as float32, all else as it is."""
+    """Numbers of 16 bits as float32, all else as it is, in any shape."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of a composition of torch's functions, which is computed once more for them.
+    """Gradients of a composition of torch's functions, which is computed once more for them, in the shapes of its inputs.
 
     MMCV runs operators and their backward passes without autograd; between the two it keeps their inputs alone.
     """
@@ -49,7 +49,8 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_ou
 
 
 def split_finite(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in a map with which torchvision computes, of 32 bits or more, and zeros that are NaN where the places are.
+    """Places in a map with which torchvision computes, of 32 bits or more, and zeros that are NaN where the places are, in the
+    shape of what is given.
 
     torchvision takes NaN as the index of a pixel, which ends the process. The zeros are added to what comes out. What is
     infinite lies far outside.

@@ -8,14 +8,14 @@ from .common import as_a_kernel, split_finite, widen
 
 
 def prepare(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-    """What torchvision takes: without 16 bits, contiguous, finite offsets, and a mask of nothing if there is none."""
+    """What torchvision takes: without 16 bits, contiguous, finite offsets, and a mask of shape (B, 1) if there is none."""
     if mask is None:
         mask = x.new_zeros(len(x), 1)
     return tuple(widen(y).contiguous() for y in (x, weight, split_finite(offset)[0], mask))
 
 
 def convolve(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, sizes: tuple) -> Tensor:
-    """A deformable convolution, NaN where an offset is."""
+    """A deformable convolution, ``(B, C_out, H', W')``, NaN where an offset is."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     y = torch.ops.torchvision.deform_conv2d(*prepare(x, weight, offset, mask), widen(bias), *sizes, mask is not None)
     return y.add_(split_finite(offset)[1].sum(1, keepdim=True))
@@ -23,7 +23,7 @@ def convolve(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bia
 
 def differentiate(grad_output: Tensor, x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None,
                   sizes: tuple) -> tuple[Tensor, ...]:
-    """Gradients of the input, the weight, the offsets, the mask and the bias.
+    """Gradients of the input, the weight, the offsets, the mask and the bias, in their shapes.
 
     Where a tap lies exactly a pixel above or left of the map, the gradient of its offset is the one towards the map, and
     compiled MMCV's is zero. Both are right at such a kink.
@@ -53,7 +53,7 @@ def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: T
 def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor, grad_offset: Tensor,
                                weight: Tensor, columns: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int,
                                dilationW: int, dilationH: int, group: int, deformable_group: int, im2col_step: int) -> None:
-    """Write the gradients of the input and the offsets, and leave that of the weight in ``columns``."""
+    """Write the gradients of the input and the offsets, in their shapes, and leave that of the weight in ``columns``."""
     of_input, of_weight, of_offset, *_ = differentiate(
         grad_output, input, weight, offset, None,
         (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group))
@@ -68,7 +68,7 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: 
                                     ones: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int,
                                     dilationH: int, group: int, deformable_group: int, scale: float,
                                     im2col_step: int) -> None:
-    """Write the gradient of the weight, which ``columns`` holds if the input or the offsets had gradients, too."""
+    """Write the gradient of the weight, in its shape; ``columns`` holds it if the input or the offsets had gradients, too."""
     if columns.numel() == 0:  # the weight's values do not enter its own gradient
         columns = differentiate(grad_output, input, torch.zeros_like(grad_weight), offset, None,
                                 (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group))[1]
@@ -76,7 +76,7 @@ def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: 
 
 
 def as_mmcv_reads(x: Tensor, output: Tensor) -> Tensor:
-    """The first numbers of each image's offsets or mask, in the output's height and width.
+    """The first numbers of each image's offsets or mask, ``(B, channels, H', W')`` with the output's height and width.
 
     MMDetection's DyHead gives some layers those of a larger map. Compiled MMCV reads them so, and published weights have
     learnt it.
@@ -111,7 +111,7 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
                                    grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor, kernel_h: int, kernel_w: int,
                                    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int,
                                    group: int, deformable_group: int, with_bias: bool) -> None:
-    """Write the gradients of ``modulated_deform_conv_forward``."""
+    """Write the gradients of ``modulated_deform_conv_forward``, in the shapes of its inputs."""
     offset, mask = (as_mmcv_reads(x, grad_output) for x in (offset, mask))
     found = differentiate(grad_output, input, weight, offset, mask,
                           (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group))

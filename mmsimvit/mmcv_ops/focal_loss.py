@@ -9,7 +9,7 @@ TINY = torch.finfo(torch.float32).tiny  # below which MMCV takes no logarithm, i
 
 
 def scale_by_class(loss: Tensor, target: Tensor, weight: Tensor) -> None:
-    """Multiply losses by the weights of their targets' classes, if there are any; those of the background have 1."""
+    """Multiply losses, ``(N, )`` or ``(N, C)``, by the weights of their classes, if there are any; the background has 1."""
     if weight.numel():
         with_background = F.pad(widen(weight), (0, 1), value=1)
         factors = with_background[torch.where(target < 0, len(weight), target)]
@@ -43,7 +43,7 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 @as_a_kernel
 def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
-    """Write the derivative of each loss by its logit to ``grad_input``."""
+    """Write the derivative of each loss by its logit to ``grad_input``, ``(N, C)``."""
     p = widen(input).sigmoid()
     q = 1 - p
     gradient = pick_terms(q.pow(gamma) * (q - gamma * p * p.clamp(TINY).log()),
@@ -77,7 +77,7 @@ def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 @as_a_kernel
 def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor,
                                 gamma: float, alpha: float) -> None:
-    """Write the derivatives of each loss by its logits to ``grad_input``, with their common factors in ``buff``."""
+    """Write the derivatives of each loss by its logits to ``grad_input``, ``(N, C)``, with their common factors in ``buff``."""
     p = at_target(input, target)
     factor = alpha * (gamma * (1 - p).pow(gamma - 1) * p * p.clamp(TINY).log() - (1 - p).pow(gamma))
     scale_by_class(factor, target, weight)

@@ -38,7 +38,7 @@ def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_le
 def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
                             sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor, grad_value: Tensor,
                             grad_sampling_loc: Tensor, grad_attn_weight: Tensor, im2col_step: int) -> None:
-    """Write the gradients of ``ms_deform_attn_forward``."""
+    """Write the gradients of ``ms_deform_attn_forward``, in the shapes of its inputs."""
     shapes = value_spatial_shapes.tolist()
     found = gradients(lambda value, locations, weights: attend(value, shapes, locations, weights),
                       (value, sampling_locations, attention_weights), grad_output)

@@ -39,7 +39,7 @@ def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int, h_f
 
 def psamask_backward(grad_output: Tensor, grad_input: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int,
                      h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int) -> None:
-    """Write the gradient of ``psamask_forward``."""
+    """Write the gradient of ``psamask_forward``, ``(B, h_mask w_mask, H, W)``."""
     if psa_type == 1:
         grad_output = grad_output.flatten(2).transpose(1, 2).view_as(grad_output)
     entries, is_there = place_of_entries(h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask, grad_output.device)

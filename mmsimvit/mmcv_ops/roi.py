@@ -30,7 +30,7 @@ def mend(rois: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def write_nan(output: Tensor, is_bad: Tensor) -> None:
-    """To what is pooled of some RoIs."""
+    """To what is pooled of some RoIs, ``(N, C, rows, columns)``."""
     output.masked_fill_(is_bad[:, None, None, None], torch.nan)
 
 
@@ -148,7 +148,8 @@ def bounds(rois: Tensor, spatial_scale: float, aligned: bool) -> tuple[Tensor, .
 
 def each_grid(rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int,
               aligned: bool) -> Iterator[tuple[Tensor, Samples]]:
-    """The indices of RoIs that have equally many samples in each bin, and their samples; without those that have none."""
+    """The indices, ``(M, )``, of RoIs that have equally many samples in each bin, and their samples; without those that have
+    none."""
     *_, width, height = bounds(rois, spatial_scale, aligned)
     lengths = torch.stack([height, width], 1)
     grids = (lengths / lengths.new_tensor(size)).ceil().long()
@@ -210,7 +211,8 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
 
 def pool_deformed(x: Tensor, offset: Tensor, rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int,
                   gamma: float) -> Tensor:
-    """The mean of each bin's samples, the bins moved by ``gamma`` times the offset, in widths and heights of the RoI."""
+    """The mean of each bin's samples, ``(N, C, *size)``, the bins moved by ``gamma`` times the offset, in widths and heights of
+    the RoI."""
     out = x.new_zeros(len(rois), x.shape[1], *size)
     for chosen, samples in each_grid(rois, size, spatial_scale, sampling_ratio, True):
         shift = gamma * offset[chosen] if offset.numel() else None
@@ -242,7 +244,7 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
 def deform_roi_pool_backward(grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor, grad_input: Tensor,
                              grad_offset: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float,
                              sampling_ratio: int, gamma: float) -> None:
-    """Write the gradients of ``deform_roi_pool_forward``."""
+    """Write the gradients of ``deform_roi_pool_forward``, in the shapes of its inputs."""
     boxes, _ = mend(rois, widen(input).dtype)
     pool = partial(pool_deformed, rois=boxes, size=(pooled_height, pooled_width), spatial_scale=spatial_scale,
                    sampling_ratio=sampling_ratio, gamma=gamma)

@@ -32,14 +32,14 @@ def sync_bn_forward_output(input: Tensor, mean: Tensor, var: Tensor, weight: Ten
 
 
 def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
-    """Write the gradients of weight and bias."""
+    """Write the gradients of weight and bias, ``(C, )``."""
     grad_weight.copy_((grad_output * norm).sum((0, 2)))
     grad_bias.copy_(grad_output.float().sum((0, 2)))
 
 
 def sync_bn_backward_data(grad_output: Tensor, weight: Tensor, grad_weight: Tensor, grad_bias: Tensor, norm: Tensor,
                           std: Tensor, grad_input: Tensor) -> None:
-    """Write the gradient of the input, from the processes' mean gradients of weight and bias."""
+    """Write the gradient of the input, ``(B, C, L)``, from the processes' mean gradients of weight and bias."""
     count = grad_output.shape[0] * grad_output.shape[2]
     common = (grad_weight[:, None] * norm + grad_bias[:, None]) / count
     grad_input.copy_((weight / std)[:, None] * (grad_output - common))

@@ -31,14 +31,14 @@ def reassemble(features: Tensor, masks: Tensor, kernel_size: int, group_size: in
 
 @as_a_kernel
 def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, **sizes: int) -> None:
-    """Write ``reassemble(features, masks, **sizes)`` to ``output``."""
+    """Write ``reassemble(features, masks, **sizes)`` to ``output``, in the shape that it says."""
     output.copy_(reassemble(widen(features), widen(masks), **sizes))
 
 
 @as_a_kernel
 def carafe_naive_backward(grad_output: Tensor, features: Tensor, masks: Tensor, grad_input: Tensor, grad_masks: Tensor,
                           **sizes: int) -> None:
-    """Write the gradients of ``reassemble``."""
+    """Write the gradients of ``reassemble``, in the shapes of its inputs."""
     found = gradients(lambda features, masks: reassemble(features, masks, **sizes), (features, masks), grad_output)
     grad_input.copy_(found[0])
     grad_masks.copy_(found[1])
@@ -46,15 +46,15 @@ def carafe_naive_backward(grad_output: Tensor, features: Tensor, masks: Tensor, 
 
 def carafe_forward(features: Tensor, masks: Tensor, rfeatures: Tensor, routput: Tensor, rmasks: Tensor, output: Tensor,
                    **sizes: int) -> None:
-    """Write ``reassemble(features, masks, **sizes)`` to ``output``, and the features to ``rfeatures``, which is all that MMCV
-    keeps for the backward pass."""
+    """Write ``reassemble(features, masks, **sizes)`` to ``output``, and the features, in their shape, to ``rfeatures``, which
+    is all that MMCV keeps for the backward pass."""
     carafe_naive_forward(features, masks, output, **sizes)
     rfeatures.copy_(features)
 
 
 def carafe_backward(grad_output: Tensor, rfeatures: Tensor, masks: Tensor, rgrad_output: Tensor, rgrad_input_hs: Tensor,
                     rgrad_input: Tensor, rgrad_masks: Tensor, grad_input: Tensor, grad_masks: Tensor, **sizes: int) -> None:
-    """Write the gradients of ``carafe_forward``."""
+    """Write the gradients of ``carafe_forward``, in the shapes of its inputs."""
     carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, **sizes)
 
 

@@ -1,6 +1,5 @@
 """Reading checkpoints safely, and finding the names and tensors in them."""
 import difflib
-import json
 import os
 import pickle
 import re
@@ -14,9 +13,6 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 # Where training tools put the weights; averaged weights are what published accuracies were measured with.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
-
-DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-          'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool}
 
 
 class CheckpointError(ValueError):
@@ -97,19 +93,15 @@ def _download(url: str) -> str:
 
 
 def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    """Eight bytes with the length of the header, the header in JSON, the numbers (github.com/huggingface/safetensors)."""
-    content = Path(path).read_bytes()
-    start = 8 + int.from_bytes(content[:8], 'little')
-    header = json.loads(content[8:start])
-    if not isinstance(header, dict):
-        raise ValueError('its header is no mapping')
-    tensors = {}
-    for name, entry in header.items():
-        if name != '__metadata__':
-            begin, end = entry['data_offsets']
-            flat = torch.tensor(bytearray(content[start + begin:start + end]), dtype=torch.uint8)
-            tensors[name] = flat.view(DTYPES[entry['dtype']]).view(entry['shape'])
-    return tensors
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file as read
+    except ImportError:
+        raise CheckpointError(f'{path} is read by safetensors, which is not installed: pip install safetensors') from None
+    try:
+        return read(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextmanager
