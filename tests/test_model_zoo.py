@@ -1,26 +1,25 @@
-"""The model zoo's page and its sources: configs, model-index.yml, counts."""
-import functools
+"""What the pages say of the systems, and its sources: configs, metafiles, counts."""
+import copy
 import json
-import re
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from mmengine.registry import MODELS
 
+from mmsimvit.weights import find_systems
 from tests.conftest import ROOT, load_tool
 
 model_zoo = load_tool(ROOT / 'tools/model_zoo.py')
-INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+INDEX = model_zoo.load_index(path.read_text() for path in model_zoo.metafiles())
 COUNTS = json.loads((ROOT / 'docs/model_zoo.json').read_text())
 WRITE = 'run python tools/model_zoo.py'
 
 
 def test_index_has_every_published_setting_once():
     configs = [model['Config'] for model in INDEX['Models']]
+    assert sorted(configs) == sorted(f'configs/{name}' for name in COUNTS if model_zoo.find_task(name))
     own = ('shapes', 'custom', 'comparison')
-    assert sorted(configs) == sorted(f'configs/{name}' for name in COUNTS if not any(word in name for word in own))
+    assert all(any(word in name for word in own) for name in COUNTS if f'configs/{name}' not in configs)
     for model in INDEX['Models']:
         assert model['Name'] == Path(model['Config']).stem
         assert model['Metadata']['Parameters'] == COUNTS[model['Config'].removeprefix('configs/')]['parameters']
@@ -38,55 +37,58 @@ def test_the_counts_are_fresh(name):
     assert model_zoo.count(ROOT / 'configs' / name) == COUNTS[name], WRITE
 
 
-def test_the_page_and_the_index_are_fresh():
-    text = (ROOT / 'model-index.yml').read_text()
-    assert model_zoo.index_with(COUNTS, text) == text, WRITE
-    assert model_zoo.render(COUNTS, INDEX) == (ROOT / 'docs/model_zoo.md').read_text(), WRITE
+def test_what_is_written_is_fresh():
+    """The metafiles' counts, the model zoo, and the tables of the README and of other pages."""
+    written = model_zoo.render_all(COUNTS)
+    stale = [path.relative_to(ROOT).as_posix() for path, text in written.items() if path.read_text() != text]
+    assert stale == [], WRITE
+
+
+def test_a_page_without_its_marks_is_named():
+    with pytest.raises(ValueError, match='lacks the line <!-- systems: written by'):
+        model_zoo.insert('# A page\n', 'systems', ['| a |'])
+
+
+def test_every_system_has_a_metafile_that_says_what_its_class_does():
+    collections = {collection['Name'].lower(): collection for collection in INDEX['Collections']}
+    assert len(collections) == len(INDEX['Collections'])
+    for name, kind in find_systems().items():
+        assert collections[name]['Code']['URL'] == kind.published.url
+        assert collections[name]['License'] == kind.published.licence
+
+
+def test_mim_reads_the_same():
+    """By the package that it reads model-index.yml with: all of the metafiles, and nothing to complain of."""
+    read = pytest.importorskip('modelindex.load_model_index').load(str(ROOT / 'model-index.yml'))
+    assert read.check(silent=True) == []
+    assert [collection.name for collection in read.collections] == [collection['Name'] for collection in INDEX['Collections']]
+    assert [(model.name, model.config, model.metadata.data['Parameters'], [result.metrics for result in model.results])
+            for model in read.models] == [
+        (model['Name'], model['Config'], model['Metadata']['Parameters'], [result['Metrics'] for result in model['Results']])
+        for model in INDEX['Models']]
+
+
+def test_a_config_without_an_entry_gets_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_zoo, 'ROOT', tmp_path)
+    path = tmp_path / 'configs/new/metafile.yml'
+    path.parent.mkdir(parents=True)
+    for name in ('maskrcnn_new_t_coco_3x', 'new_t_imagenet', 'maskrcnn_new_mini_shapes'):
+        (path.parent / f'{name}.py').touch()
+    counts = {f'new/{path.name}': dict(parameters=1, macs=2, shape=[3, 4]) for path in path.parent.glob('*.py')}
+    text = model_zoo.fill(path, 'Collections:\n  - Name: New\nModels:\n', counts)
+    assert model_zoo.fill(path, text, counts) == text
+    coco, imagenet = yaml.safe_load(text)['Models']
+    assert imagenet['Name'] == 'new_t_imagenet'
+    assert coco == {'Name': 'maskrcnn_new_t_coco_3x', 'In Collection': 'New', 'Config': 'configs/new/maskrcnn_new_t_coco_3x.py',
+                    'Metadata': {'Parameters': 1, 'FLOPs': 2},
+                    'Results': [{'Task': 'Object Detection', 'Dataset': 'COCO', 'Metrics': {}}]}
 
 
 def test_the_page_says_what_is_published_and_what_was_reproduced():
     """Nothing was, so the column is empty; what would be shown in it is tried."""
-    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    entry = next(entry for entry in index['Models'] if entry['Name'] == 'gfl_simvit_s_coco_3x')
-    line, = model_zoo.table([path := 'gfl_simvit_s_coco_3x.py'], COUNTS, {path: entry})[2:-1]
+    entry = copy.deepcopy(next(entry for entry in INDEX['Models'] if entry['Name'] == 'gfl_simvit_s_coco_3x'))
+    line, = model_zoo.list_configs([path := 'gfl_simvit_s_coco_3x.py'], COUNTS, {path: entry})[2:]
     assert line == ('| `gfl_simvit_s_coco_3x` | SimViT small | 37,139,353 | '
-                    f'{COUNTS[path]["macs"] / 1e9:.1f} | 36 epochs, 16 images a step | box AP 49.9 |  |')
+                    f'{COUNTS[path]["macs"] / 1e9:.1f} | 36 epochs, batch size 16 | box AP 49.9 |  |')
     entry['Metadata']['Reproduced'] = {'box AP': 49.5}
-    assert model_zoo.table([path], COUNTS, {path: entry})[2].endswith('| box AP 49.9 | box AP 49.5 |')
-
-
-def readme_rows():
-    """The rows of the README's tables of backbones: class, arch, and cells by the heading of their column."""
-    classes = {'SimViT': 'SimViT', 'LIT': 'LIT', 'GC ViT': 'GCViT', 'DWNet': 'DWNet'}
-    for table in re.findall(r'(?:^\|.*\n)+', (ROOT / 'README.md').read_text(), re.M):
-        heading, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
-        if heading[0] in classes:
-            for arch, *cells in rows:
-                yield pytest.param(classes[heading[0]], arch, dict(zip(heading[1:], cells)), id=f'{heading[0]}-{arch}')
-
-
-@functools.cache
-def classifiers():
-    """The configs of classifiers, by class and arch of their backbone."""
-    return {known.split(' (')[0]: name for name in COUNTS if 'imagenet' in name
-            for known in [model_zoo.backbone(model_zoo.Config.fromfile(ROOT / 'configs' / name))]}
-
-
-@pytest.mark.parametrize(('backbone', 'arch', 'cells'), readme_rows())
-def test_the_readme_says_what_the_index_does(backbone, arch, cells):
-    with torch.device('meta'):
-        model = MODELS.build(dict(type=backbone, arch=arch))
-    widths = next(text for heading, text in cells.items() if heading.startswith('widths'))
-    assert widths == ', '.join(map(str, model.out_channels))
-    assert cells['parameters'] == f'{sum(parameter.numel() for parameter in model.parameters()):,}'
-    config = classifiers()[f'{backbone} {arch}']
-    assert abs(float(cells['GMACs'].split()[0]) - COUNTS[config]['macs'] / 1e9) < 0.051
-    short = Path(config).stem.removesuffix('_imagenet')
-    published = {model['Name']: [' / '.join(map(str, result['Metrics'].values())) for result in model['Results']]
-                 for model in INDEX['Models']}
-    names = {'top-1': '{}_imagenet', 'Mask R-CNN 1x': 'maskrcnn_{}_coco', 'Mask R-CNN 3x': 'maskrcnn_{}_coco_3x',
-             'RetinaNet 1x': 'retinanet_{}_coco', 'Cascade Mask R-CNN 3x': 'cascadercnn_{}_coco_3x',
-             'Semantic FPN, mIoU': 'semfpn_{}_ade20k', 'UPerNet, mIoU': 'upernet_{}_ade20k'}
-    for heading in cells.keys() - {'parameters', 'GMACs', 'widths', 'widths (`in_channels` of the neck)'}:
-        column, = (names[name] for name in names if heading.startswith(name))
-        assert cells[heading] == ' / '.join(published.get(column.format(short), [])), heading
+    assert model_zoo.list_configs([path], COUNTS, {path: entry})[2].endswith('| box AP 49.9 | box AP 49.5 |')

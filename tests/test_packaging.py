@@ -56,7 +56,8 @@ def test_wheel_carries_configs_tools_and_index_for_mim(released):
     with zipfile.ZipFile(next(released.glob('mmsimvit-*.whl'))) as file:
         names = set(file.namelist())
     assert {f'mmsimvit/.mim/{name}' for name in CONFIGS} <= names
-    assert {'mmsimvit/.mim/model-index.yml', 'mmsimvit/.mim/tools/train.py', 'mmsimvit/.mim/tools/test.py',
+    assert {'mmsimvit/.mim/model-index.yml', 'mmsimvit/.mim/configs/metafile.yml', 'mmsimvit/.mim/configs/lit/metafile.yml',
+            'mmsimvit/.mim/tools/train.py', 'mmsimvit/.mim/tools/test.py',
             'mmsimvit/.mim/tools/dist_train.sh', 'mmsimvit/.mim/tools/slurm_train.sh', 'mmsimvit/backbones/simvit.py',
             'mmsimvit/py.typed', 'mmsimvit_mmcv_ops.pth'} <= names
     assert any(re.search(r'\.dist-info/(licenses/)?LICENSE$', name) for name in names)

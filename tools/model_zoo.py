@@ -1,13 +1,17 @@
-"""Write docs/model_zoo.md from the configs and model-index.yml, after counting each config's model.
+"""Write what the pages say of the systems, from their metafiles, configs and classes, after counting each config's model.
 
-The counts go into docs/model_zoo.json and, for mim, into model-index.yml, whose other entries are written by hand: published
-results under Results, our own under Metadata: Reproduced, of the same form as Metrics. Run it after adding a config.
+A metafile (``metafile.yml`` beside a system's configs) has its paper, the licence, and by hand the published results, under
+Results, and our own, under Metadata: Reproduced, in the same form as Metrics. This tool writes the entries of its configs and
+their counts, docs/model_zoo.md, and the marked parts of other pages. The counts of all configs are in docs/model_zoo.json. Run
+it after adding a config or changing a metafile or a class.
 """
 import argparse
+import functools
 import inspect
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +23,45 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import generate_shapes
+from mmsimvit.backbones import Backbone
 from mmsimvit.engine.complexity import count_complexity
-from mmsimvit.weights import find_systems
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS, INDEX, PAGE = ROOT / 'docs/model_zoo.json', ROOT / 'model-index.yml', ROOT / 'docs/model_zoo.md'
 SHAPES = dict(mmdet=(800, 1280), mmseg=(512, 512), mmpretrain=(224, 224))  # at which counts are usually given
-COLUMNS = ('config', 'backbone', 'parameters', 'GMACs', 'schedule', 'published', 'reproduced here')
+TASKS = dict(coco=('Object Detection', 'COCO'), ade20k=('Semantic Segmentation', 'ADE20K'),  # by a word of a config's name
+             imagenet=('Image Classification', 'ImageNet-1k'))
+METRICS = {'Top 1 Accuracy': 'top-1', 'box AP': 'box AP', 'mIoU': 'mIoU'}  # a system is introduced by the first that it has
 HEAD = """# Model zoo
-*Written by `tools/model_zoo.py`; change the configs or `model-index.yml`, not this page.*
+*Written by `tools/model_zoo.py` from the metafiles beside the configs, the configs and the classes. Do not edit this page.*
 
-Each config is found by its name wherever mmsimvit is installed: `python -m mmsimvit.train NAME`. Parameters are those of the
-whole model. GMACs, which papers call FLOPs, are of the whole model and one image: 800 x 1280 pixels for detectors, 512 x 512
-for segmentors, 224 x 224 for classifiers, and the size of their images for the generated ones; `tools/get_flops.py` says what
-is counted. A backbone that is "changed" has the windows or the tables of biases that were published for this task, others than
-the arch of that name. Published scores are those of the papers' authors, with their code, from the source named above each
-table, which has the weights as well, to be [converted](existing_config.md#weights-to-start-from) once. Images a step are those
-of all GPUs together. A score in the last
-column is one that a training with this project gave; **{reproduced}**.
+`python -m mmsimvit.train NAME` finds a config by its name wherever mmsimvit is installed.
+
+The first table of each system has its variants. The channels are those of the returned maps, which are the `in_channels` of
+necks and heads. Parameters are those of the backbone for dense prediction. GMACs are those of the variant's ImageNet config.
+
+The second table has the configs. Parameters and GMACs are those of the whole model.
+
+- GMACs (papers call them FLOPs) are counted for one image by `tools/get_flops.py`: 800 x 1280 pixels for detectors, 512 x 512
+  for segmentors, 224 x 224 for classifiers. Configs with generated images are counted at the size of these.
+- "published" results are those of the papers' authors, with their code. Top-1 accuracy is that of ImageNet-1k.
+- "reproduced here" results come from trainings with this project: **{reproduced}**.
+- A backbone is "changed" where the published model for this task has other windows or other tables of biases than the variant.
+- Batch sizes count the images of all GPUs together.
+- An empty cell means that no number was published, or none was reproduced.
+
+[Weights to start from](existing_config.md#weights-to-start-from) says how to load published weights.
 """
 
 
 def config_files() -> list[Path]:
     return sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+
+
+@functools.cache
+def load_config(path: Path) -> Config:
+    """A config to be read, for the pages."""
+    return Config.fromfile(path)
 
 
 def build(config: Path) -> tuple[Config, nn.Module]:
@@ -74,35 +94,175 @@ def image_shape(cfg: Config) -> tuple[int, int]:
     return SHAPES[cfg.default_scope]
 
 
-def render(counts: dict[str, Any], index: dict[str, Any]) -> str:
-    """The page."""
+def metafiles() -> list[Path]:
+    """Those that model-index.yml imports, in its order."""
+    return [path for pattern in yaml.safe_load(INDEX.read_text())['Import'] for path in sorted(ROOT.glob(pattern))]
+
+
+def load_index(texts: Iterable[str]) -> dict[str, list[dict]]:
+    """``Collections`` and ``Models`` of the texts of metafiles, as mim reads them together."""
+    loaded = [yaml.safe_load(text) for text in texts]
+    return {key: [entry for index in loaded for entry in index.get(key) or []] for key in ('Collections', 'Models')}
+
+
+def find_task(name: str) -> tuple[str, str] | None:
+    """Task and data set of a config, unless it is for generated images, your own data, or the comparison."""
+    return next((TASKS[word] for word in Path(name).stem.split('_') if word in TASKS), None)
+
+
+def fill(path: Path, text: str, counts: dict[str, Any]) -> str:
+    """The text of a metafile with entries for all published settings in its folder, and with these counts."""
+    def replace(match: re.Match[str]) -> str:
+        found = counts[match['config']]
+        return (f'{match["before"]}      Parameters: {found["parameters"]}\n'
+                f'      FLOPs: {found["macs"]}  # multiply-accumulates, {found["shape"][0]} x {found["shape"][1]} pixels\n')
+
+    index = yaml.safe_load(text)
+    known = {entry['Config'] for entry in index.get('Models') or []}
+    for config in sorted(path.parent.glob('*.py')):
+        name, found = config.relative_to(ROOT).as_posix(), find_task(config.name)
+        if found and name not in known:
+            collection, (task, dataset) = index['Collections'][0]['Name'], found
+            text += (f'  - Name: {config.stem}\n    In Collection: {collection}\n    Config: {name}\n    Metadata:\n'
+                     f'    Results:\n      - Task: {task}\n        Dataset: {dataset}\n        Metrics: {{}}\n')
+    before = r'(?P<before>    Config: configs/(?P<config>\S+)\n    Metadata:\n)'
+    return re.sub(before + r'(?:      Parameters: .*\n)?(?:      FLOPs: .*\n)?', replace, text)
+
+
+def render_all(counts: dict[str, Any]) -> dict[Path, str]:
+    """The text of each file that this tool writes, except for the counts."""
+    texts = {path: fill(path, path.read_text(), counts) for path in metafiles()}
+    index = load_index(texts.values())
+    texts[PAGE] = render_page(counts, index)
+    for file, name, lines in (('README.md', 'systems', list_systems(index)),
+                              ('docs/existing_config.md', 'channels', list_channels(index)),
+                              ('docs/reference.md', 'classes', list_classes(index))):
+        texts[ROOT / file] = insert((ROOT / file).read_text(), name, lines)
+    return texts
+
+
+def insert(text: str, name: str, lines: Sequence[str]) -> str:
+    """A page with these lines between the marks of that name."""
+    begin, end = f'<!-- {name}: written by tools/model_zoo.py -->\n', f'<!-- end of {name} -->'
+    head, middle, tail = text.partition(begin)
+    if not middle or end not in tail:
+        raise ValueError(f'the page lacks the line {begin.strip()}, or {end} after it')
+    return '\n'.join([head + begin.strip(), *lines, end]) + tail.partition(end)[2]
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f'| {" | ".join(cells)} |' for cells in (heading, *rows)]
+    return [lines[0], f'|{"---|" * len(heading)}', *lines[1:]]
+
+
+@functools.cache
+def build_variants(system: str) -> dict[str, Backbone]:
+    """The backbone of each variant, without its numbers."""
+    kind = MODELS.get(system)
+    with torch.device('meta'):
+        return {arch: kind(arch) for arch in kind.arch_zoo}
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def name_source(collection: dict[str, Any]) -> str:
+    """A link to the published code, by its owner and name."""
+    url = collection['Code']['URL']
+    return f'[{url.removeprefix("https://github.com/")}]({url})'
+
+
+def list_systems(index: dict[str, list[dict]]) -> list[str]:
+    """The table of systems: a row for each."""
+    rows = []
+    for collection in index['Collections']:
+        name, paper = collection['Name'], collection['Paper']
+        variants = build_variants(collection['Name'])
+        sizes = [count_parameters(model) / 1e6 for model in variants.values()]
+        rows.append((name, f'[{paper["Title"]}]({paper["URL"]})', ', '.join(variants), f'{min(sizes):.1f} to {max(sizes):.1f}',
+                     find_best(collection, index), f'[{name}](docs/model_zoo.md#{name.lower()})'))
+    return table(('system', 'paper', 'variants (`arch`)', 'parameters, M', 'best published result', 'configs'), rows)
+
+
+def find_best(collection: dict[str, Any], index: dict[str, list[dict]]) -> str:
+    """Such as ``top-1 82.6 (SimViT small)`` and where it was published."""
+    for metric, short in METRICS.items():
+        found = [(result['Metrics'][metric], entry['Config']) for entry in index['Models']
+                 if entry['In Collection'] == collection['Name'] for result in entry['Results'] if metric in result['Metrics']]
+        if found:
+            score, config = max(found, key=lambda pair: pair[0])
+            model = backbone(load_config(ROOT / config)).removesuffix(' (changed)')
+            return f'{short} {score} ({model}), {name_source(collection)}'
+    return ''
+
+
+def list_channels(index: dict[str, list[dict]]) -> list[str]:
+    """The table of channels and strides: a row for the variants of a system that have the same."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for collection in index['Collections']:
+        for arch, model in build_variants(collection['Name']).items():
+            key = collection['Name'], ', '.join(map(str, model.out_channels)), ', '.join(map(str, model.strides))
+            rows.setdefault(key, []).append(arch)
+    return table(('backbone', '`arch`', 'channels (`in_channels` of what follows)', 'strides'),
+                 [(name, ', '.join(archs), channels, strides) for (name, channels, strides), archs in rows.items()])
+
+
+def list_classes(index: dict[str, list[dict]]) -> list[str]:
+    """The classes, as mkdocstrings names them."""
+    kinds = [MODELS.get(collection['Name']) for collection in index['Collections']]
+    return [f'::: {kind.__module__}.{kind.__qualname__}' for kind in kinds]
+
+
+def render_page(counts: dict[str, Any], index: dict[str, list[dict]]) -> str:
+    """The model zoo."""
     entries = {entry['Config'].removeprefix('configs/'): entry for entry in index['Models']}
     number = sum('Reproduced' in entry['Metadata'] for entry in entries.values())
     lines = [HEAD.format(reproduced=f'there are {number}' if number else 'there is none yet')]
     for collection in index['Collections']:
-        name, paper, source = collection['Name'], collection['Paper'], collection['Code']['URL']
-        released = find_systems()[name.replace(' ', '').lower()].published.released
-        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]}). Published scores and weights ({", ".join(released)}): '
-                  f'[{source.removeprefix("https://github.com/")}]({source}). Licence there: {collection["License"]}.', '']
+        name, paper, published = collection['Name'], collection['Paper'], MODELS.get(collection['Name']).published
+        files = ' and '.join(f'`{file}`' for file in collection['Results Source'])
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]
-        lines += table(rows, counts, entries)
+        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]})', '',
+                  f'- Published code and weights: {name_source(collection)}. The published results are from its {files}.',
+                  f'- Variants with published weights: {", ".join(published.released) if published else "none"}.',
+                  f'- Licence of the published code and weights: {collection["License"]}.',
+                  *(f'- {note}' for note in collection.get('Notes', [])), '',
+                  *list_variants(collection, rows, counts, entries), '', *list_configs(rows, counts, entries), '']
     lines += ['## Generated images, your own data, comparison',
-              'Small heads and short schedules; nothing was published for them.', '']
-    lines += table([path for path in counts if path not in entries], counts, entries)
+              'These configs have small heads and short schedules. Nothing was published for them.', '',
+              *list_configs([path for path in counts if path not in entries], counts, entries), '']
     return '\n'.join(lines)
 
 
-def table(paths: list[str], counts: dict[str, Any], entries: dict[str, Any]) -> list[str]:
-    lines = [f'| {" | ".join(COLUMNS)} |', f'|{"---|" * len(COLUMNS)}']
+def list_variants(collection: dict[str, Any], paths: list[str], counts: dict[str, Any],
+                  entries: dict[str, Any]) -> list[str]:
+    """The table of a system's variants, with what its classifiers say of them."""
+    classifiers: dict[str, str] = {}
     for path in paths:
-        cfg = Config.fromfile(ROOT / 'configs' / path)
+        if find_task(path) == TASKS['imagenet']:
+            classifiers.setdefault(backbone(load_config(ROOT / 'configs' / path)).removesuffix(' (changed)'), path)
+    rows = []
+    for arch, model in build_variants(collection['Name']).items():
+        row = [arch, ', '.join(map(str, model.out_channels)), f'{count_parameters(model):,}', '', '', '']
+        if config := classifiers.get(f'{collection["Name"]} {arch}'):
+            entry = entries[config]
+            row[3:] = (gigas(counts[config]['macs']), str(entry['Metadata'].get('Published GMACs', '')),
+                       str(entry['Results'][0]['Metrics'].get('Top 1 Accuracy', '')))
+        rows.append(row)
+    return table(('variant', 'channels', 'parameters', 'GMACs', 'published GMACs', 'published top-1'), rows)
+
+
+def list_configs(paths: list[str], counts: dict[str, Any], entries: dict[str, Any]) -> list[str]:
+    rows = []
+    for path in paths:
+        cfg = load_config(ROOT / 'configs' / path)
         entry = entries.get(path, {})
         published = ', '.join(filter(None, (scores(result['Metrics']) for result in entry.get('Results', []))))
         reproduced = scores(entry.get('Metadata', {}).get('Reproduced', {}))
-        lines.append('| ' + ' | '.join([
-            f'`{Path(path).stem}`', backbone(cfg), f'{counts[path]["parameters"]:,}', gigas(counts[path]['macs']),
-            schedule(cfg), published, reproduced]) + ' |')
-    return [*lines, '']
+        rows.append((f'`{Path(path).stem}`', backbone(cfg), f'{counts[path]["parameters"]:,}', gigas(counts[path]['macs']),
+                     schedule(cfg), published, reproduced))
+    return table(('config', 'backbone', 'parameters', 'GMACs', 'schedule', 'published', 'reproduced here'), rows)
 
 
 def gigas(number: float) -> str:
@@ -111,7 +271,7 @@ def gigas(number: float) -> str:
 
 
 def scores(metrics: dict[str, float]) -> str:
-    return ', '.join(f'{name} {value}' for name, value in metrics.items())
+    return ', '.join(f'{METRICS.get(name, name)} {value}' for name, value in metrics.items())
 
 
 def backbone(cfg: Config) -> str:
@@ -126,22 +286,11 @@ def backbone(cfg: Config) -> str:
 
 
 def schedule(cfg: Config) -> str:
-    """Such as ``12 epochs, 16 images a step``."""
+    """Such as ``12 epochs, batch size 16``."""
     loop = cfg.train_cfg
     length = f'{loop.max_iters // 1000}k iterations' if loop.get('max_iters', 0) >= 1000 else (
         f'{loop.max_iters} iterations' if 'max_iters' in loop else f'{loop.max_epochs} epochs')
-    return f'{length}, {cfg.auto_scale_lr.base_batch_size} images a step'
-
-
-def index_with(counts: dict[str, Any], text: str) -> str:
-    """The text of model-index.yml with these counts."""
-    def replace(match: re.Match[str]) -> str:
-        found = counts[match['config']]
-        return (f'{match["before"]}      Parameters: {found["parameters"]}\n'
-                f'      FLOPs: {found["macs"]}  # multiply-accumulates, {found["shape"][0]} x {found["shape"][1]} pixels\n')
-
-    before = r'(?P<before>    Config: configs/(?P<config>\S+)\n    Metadata:\n)'
-    return re.sub(before + r'(?:      Parameters: .*\n)?(?:      FLOPs: .*\n)?', replace, text)
+    return f'{length}, batch size {cfg.auto_scale_lr.base_batch_size}'
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -157,10 +306,11 @@ def main(argv: list[str] | None = None) -> None:
         if name not in counts:
             print(f'{number} of {len(files)}: {name}', file=sys.stderr, flush=True)
             counts[name] = count(path)
-    rows = (f' {json.dumps(name)}: {json.dumps(found)}' for name, found in sorted(counts.items()))
+    counts = dict(sorted(counts.items()))
+    rows = (f' {json.dumps(name)}: {json.dumps(found)}' for name, found in counts.items())
     COUNTS.write_text('{\n' + ',\n'.join(rows) + '\n}\n')
-    INDEX.write_text(index_with(counts, INDEX.read_text()))
-    PAGE.write_text(render(counts, yaml.safe_load(INDEX.read_text())))
+    for path, text in render_all(counts).items():
+        path.write_text(text)
 
 
 if __name__ == '__main__':
