@@ -35,7 +35,8 @@ METRICS = {'Top 1 Accuracy': 'top-1', 'box AP': 'box AP', 'mIoU': 'mIoU'}  # a s
 HEAD = """# Model zoo
 *Written by `tools/model_zoo.py` from the metafiles beside the configs, the configs and the classes. Do not edit this page.*
 
-`python -m mmsimvit.train NAME` finds a config by its name wherever mmsimvit is installed.
+`python -m mmsimvit.train NAME` finds a config by its name wherever mmsimvit is installed. [Train, test,
+look](training.md#configs) says which data and schedules the names stand for.
 
 The first table of each system has its variants. The channels are those of the returned maps, which are the `in_channels` of
 necks and heads. Parameters are those of the backbone for dense prediction. GMACs are those of the variant's ImageNet config.
