@@ -10,6 +10,7 @@ from itertools import product
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from mmsimvit.ops import triton_kernels
@@ -32,12 +33,18 @@ def compile_kernel(kernel, dtype, dims, kernel_size, capability):
     return triton.compile(source, GPUTarget('cuda', capability, 32), dict(num_warps=triton_kernels.NUM_WARPS))
 
 
+def assembler(capability):
+    """The one that Triton takes for this GPU: from 3.6 on it has two, and the older does not read what is for the newer."""
+    nvidia = triton.knobs.nvidia
+    return (get_ptxas(capability) if hasattr(nvidia, 'ptxas_blackwell') else nvidia.ptxas).path
+
+
 def resources(compiled, capability):
     with tempfile.NamedTemporaryFile('w', suffix='.ptx') as file:
         file.write(compiled.asm['ptx'])
         file.flush()
-        command = [triton.knobs.nvidia.ptxas.path, '-v', f'--gpu-name=sm_{capability}{"a" if capability == 90 else ""}',
-                   file.name, '-o', '/dev/null']
+        command = [assembler(capability), '-v', f'--gpu-name=sm_{capability}{"a" if capability == 90 else ""}', file.name,
+                   '-o', '/dev/null']
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = sum(map(int, re.findall(r'(\d+) bytes spill', report)))
     return dict(registers=int(re.search(r'Used (\d+) registers', report)[1]), spilled_bytes=spilled,
