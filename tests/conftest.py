@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.runner import set_random_seed
 
-# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, which torch leaves to others.
+# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported: torch leaves that to others, of
+# which mmengine.runner is one with torch 2.6.
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')
+
+from mmengine.runner import set_random_seed
 
 from mmsimvit import generate_shapes
 from mmsimvit.engine.export import EXPORTS
