@@ -2,6 +2,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -36,6 +37,7 @@ def implementations(names: list[str]) -> dict[str, ModuleType]:
 
 def switch_to(module: ModuleType) -> None:
     """Have ``mmcv.ops`` call another implementation from now on."""
+    import_module('mmcv.ops')  # what is loaded later would call the installed one
     for name, part in list(sys.modules.items()):
         if name.startswith('mmcv.ops.') and hasattr(part, 'ext_module'):
             vars(part)['ext_module'] = module
