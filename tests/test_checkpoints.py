@@ -6,14 +6,12 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from mmengine.registry import MODELS, DefaultScope
 from safetensors.torch import save_file
 
 from mmsimvit import CheckpointError, SimViT, convert_state_dict
 from mmsimvit.weights import find_arch, find_systems, load_file, match
 from tests import golden
-from tests.conftest import ROOT
 
 
 @pytest.fixture(scope='module')
@@ -228,12 +226,6 @@ def test_pretrained_refuses_what_does_not_fit(change, message, converted, tmp_pa
     assert f'another arch? published weights: {SimViT.published.url}, which are loaded as they are' in str(error.value)
     assert '--cfg-options model.backbone.init_cfg=None' in str(error.value)
     assert '\n' not in str(error.value)
-
-
-def test_licences_are_those_of_the_index():
-    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    licences = {entry['Name'].replace(' ', '').lower(): entry['License'] for entry in index['Collections']}
-    assert {system: kind.published.licence for system, kind in find_systems().items()} == licences
 
 
 def test_pretrained_says_where_missing_weights_are():
