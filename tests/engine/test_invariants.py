@@ -28,8 +28,8 @@ CASES = {
     'recomputed FFN': dict(recompute_ffn=True),
     **{f'{number} frozen': dict(frozen_stages=number) for number in range(5)},
     **{f'stages {"".join(map(str, stages))}': dict(out_indices=stages) for stages in ((0, ), (3, ), (1, 2), (0, 3), (1, ))},
-    'GC ViT': dict(build=BACKBONES['GCViT'][0]),
-    'GC ViT, recomputed': dict(build=BACKBONES['GCViT'][0], with_cp=True, out_indices=(1, 2)),
+    'GC ViT': dict(build=BACKBONES['GCViT'].build),
+    'GC ViT, recomputed': dict(build=BACKBONES['GCViT'].build, with_cp=True, out_indices=(1, 2)),
 }
 
 
@@ -161,7 +161,7 @@ def test_leaving_right_after_gathering_does_not_wait_for_ever(tmp_path):
 @pytest.mark.parametrize('resume', [True, False])
 def test_tables_of_another_size_are_loaded_but_not_resumed(resume):
     """An optimizer's state does not fit what was resampled."""
-    arch, = BACKBONES['LIT'][0].args
+    arch, = BACKBONES['LIT'].build.args
     trained, other = (LIT({**arch, 'bias_grids': grids}) for grids in ((4, 3), (5, 3)))
     runner = SimpleNamespace(model=other, logger=logging.getLogger('test'), _load_from='last.pth', _resume=resume)
     check = partial(CheckpointMatchHook().after_load_checkpoint, runner, dict(state_dict=trained.state_dict()))

@@ -226,7 +226,7 @@ def test_heat_is_drawn_where_the_window_lies(view):
 
 @pytest.mark.parametrize('other', ['LIT', 'LIT-Ti', 'GCViT', 'DWNet'])
 def test_feature_maps_of_siblings_are_those_that_are_returned(other, view):
-    backbone = BACKBONES[other][0]().eval().to(view.inputs.dtype)
+    backbone = BACKBONES[other].build().eval().to(view.inputs.dtype)
     maps = get_feature_maps(backbone, view)
     assert [stride for stride, _ in maps] == [4, 8, 16, 32]
     with torch.no_grad():
