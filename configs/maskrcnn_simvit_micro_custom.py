@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/maskrcnn_simvit_micro_small_heads.py', './_base_/datasets/custom_coco.py',
+    './_base_/models/maskrcnn_small_heads.py', './_base_/datasets/custom_coco.py',
     './_base_/schedules/adamw_cosine.py', './_base_/detection_runtime.py'
 ]
 # Your own data in COCO format: copy this config (mmsimvit.copy_config), and change these lines.
@@ -14,8 +14,12 @@ batch_size, max_epochs, learning_rate = 4, 24, 4e-4
 
 metainfo = dict(classes=classes)
 model = dict(
-    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
-    neck=dict(num_outs=5),
+    backbone=dict(
+        type='SimViT',
+        arch='micro',
+        drop_path_rate=0.,
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
+    neck=dict(in_channels=[32, 64, 160, 256], num_outs=5),
     rpn_head=dict(anchor_generator=dict(scales=[4, 8], strides=[4, 8, 16, 32, 64])),  # of 16 to 512 pixels
     roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes))),
     train_cfg=dict(rpn_proposal=dict(nms_pre=1000, max_per_img=500), rcnn=dict(sampler=dict(num=128))),

@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/retinanet_simvit_micro_small_heads.py', './_base_/datasets/custom_coco.py',
+    './_base_/models/retinanet_small_heads.py', './_base_/datasets/custom_coco.py',
     './_base_/schedules/adamw_cosine.py', './_base_/detection_runtime.py'
 ]
 # Your own data in COCO format, boxes alone: copy this config (mmsimvit.copy_config), and change these lines.
@@ -14,8 +14,12 @@ batch_size, max_epochs, learning_rate = 4, 24, 4e-4
 
 metainfo = dict(classes=classes)
 model = dict(
-    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
-    neck=dict(num_outs=5),
+    backbone=dict(
+        type='SimViT',
+        arch='micro',
+        drop_path_rate=0.,
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
+    neck=dict(in_channels=[32, 64, 160, 256], num_outs=5),
     bbox_head=dict(  # anchors of 16 to 400 pixels
         num_classes=len(classes), anchor_generator=dict(strides=[8, 16, 32, 64, 128])))
 

@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/semfpn_simvit_micro_small_heads.py', './_base_/schedules/adamw_cosine.py',
+    './_base_/models/semfpn_small_heads.py', './_base_/schedules/adamw_cosine.py',
     './_base_/segmentation_runtime.py'
 ]
 # Your own images and index masks of the same names: copy this config (mmsimvit.copy_config), and change these lines.
@@ -17,7 +17,12 @@ batch_size, max_epochs, learning_rate = 8, 50, 5e-4
 
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
+    backbone=dict(
+        type='SimViT',
+        arch='micro',
+        drop_path_rate=0.,
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
+    neck=dict(in_channels=[32, 64, 160, 256]),
     decode_head=dict(num_classes=len(classes)))
 
 train_pipeline = [

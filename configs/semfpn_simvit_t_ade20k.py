@@ -1,6 +1,8 @@
-_base_ = ['./_base_/models/semfpn_simvit.py', './_base_/datasets/ade20k.py', './_base_/schedules/80k.py']
+_base_ = ['./_base_/models/semfpn.py', './_base_/datasets/ade20k.py', './_base_/schedules/80k.py']
 # Pretrained on ImageNet: the published weights, converted by tools/convert_checkpoint.py, or a checkpoint of
 # configs/simvit_t_imagenet.py. From random weights instead: --cfg-options model.backbone.init_cfg=None
 pretrained = 'checkpoints/simvit_tiny.pth'
 
-model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=pretrained)))
+model = dict(
+    backbone=dict(type='SimViT', arch='tiny', init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
+    neck=dict(in_channels=[64, 128, 320, 512]))

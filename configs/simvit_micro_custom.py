@@ -1,5 +1,5 @@
 _base_ = [
-    './_base_/models/classifier_simvit.py', './_base_/schedules/adamw_cosine.py', './_base_/classification_runtime.py'
+    './_base_/models/classifier.py', './_base_/schedules/adamw_cosine.py', './_base_/classification_runtime.py'
 ]
 # Your own images, a folder for each class: copy this config (mmsimvit.copy_config), and change these lines.
 train_images, val_images = 'data/custom/train', 'data/custom/val'
@@ -12,7 +12,11 @@ batch_size, max_epochs, learning_rate = 32, 50, 1e-3
 model = dict(
     data_preprocessor=dict(num_classes=num_classes),
     backbone=dict(
-        arch='micro', drop_path_rate=0., init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
+        type='SimViT',
+        arch='micro',
+        out_indices=(3, ),
+        drop_path_rate=0.,
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained) if pretrained else None),
     head=dict(num_classes=num_classes, in_channels=256, loss=dict(_delete_=True, type='CrossEntropyLoss')),
     train_cfg=None)
 

@@ -1,12 +1,13 @@
 _base_ = [
-    './_base_/models/upernet_simvit_micro_small_heads.py', './_base_/datasets/shapes_segmentation.py',
+    './_base_/models/upernet_small_heads.py', './_base_/datasets/shapes_segmentation.py',
     './_base_/schedules/adamw_cosine.py', './_base_/segmentation_runtime.py'
 ]
 # From random weights, minutes on two CPU cores.
 model = dict(
     data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[64., 64., 64.], size=(128, 128)),
-    decode_head=dict(num_classes=7),
-    auxiliary_head=dict(num_classes=7))
+    backbone=dict(type='SimViT', arch='micro', drop_path_rate=0.),
+    decode_head=dict(in_channels=[32, 64, 160, 256], num_classes=7),
+    auxiliary_head=dict(in_channels=160, num_classes=7))
 train_cfg = dict(max_epochs=14)
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 randomness = dict(seed=0)

@@ -1,4 +1,4 @@
-_base_ = './semfpn_simvit_micro_camvid.py'
+_base_ = '../_base_/semfpn_camvid.py'
 model = dict(
-    backbone=dict(_delete_=True, type='mmdet.ResNet', depth=18, num_stages=4, out_indices=(0, 1, 2, 3), norm_eval=False),
+    backbone=dict(type='mmdet.ResNet', depth=18, num_stages=4, out_indices=(0, 1, 2, 3), norm_eval=False),
     neck=dict(in_channels=[64, 128, 256, 512]))

@@ -1,4 +1,4 @@
-_base_ = '../maskrcnn_simvit_micro_shapes.py'
+_base_ = '../_base_/maskrcnn_shapes.py'
 # A smaller one than was published, from random weights; minutes on two CPU cores.
 arch = dict(
     embed_dims=(32, 64, 128, 256),
@@ -8,5 +8,5 @@ arch = dict(
     channels_per_kernel=(1, 1, 1, 1),
     dense=True)
 model = dict(
-    backbone=dict(_delete_=True, type='DWNet', arch=arch, drop_path_rate=0.),
+    backbone=dict(type='DWNet', arch=arch, drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 128, 256]))

@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/cascadercnn_simvit.py', '../_base_/datasets/coco_instance_ms_crop.py', '../_base_/schedules/3x.py',
+    '../_base_/models/cascadercnn.py', '../_base_/datasets/coco_instance_ms_crop.py', '../_base_/schedules/3x.py',
     '../_base_/detection_runtime.py'
 ]
 # The published 36 epochs.
@@ -8,8 +8,7 @@ _base_ = [
 pretrained = 'checkpoints/gcvit_tiny.pth'
 
 model = dict(
-    backbone=dict(
-        _delete_=True, type='GCViT', arch='tiny', drop_path_rate=0.2, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
+    backbone=dict(type='GCViT', arch='tiny', drop_path_rate=0.2, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
     neck=dict(in_channels=[64, 128, 256, 512]))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=2500),

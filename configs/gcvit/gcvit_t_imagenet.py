@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/classifier_simvit.py', '../_base_/datasets/imagenet.py', '../_base_/schedules/imagenet_300e.py',
+    '../_base_/models/classifier.py', '../_base_/datasets/imagenet.py', '../_base_/schedules/imagenet_300e.py',
     '../_base_/classification_runtime.py'
 ]
 # The published 310 epochs, the last ten at the lowest rate. The published rate is for a batch that is not stated; 4096 images
@@ -13,7 +13,7 @@ arch = dict(
     window_sizes=(7, 7, 14, 7),  # those of 224 x 224 pixels
     layer_scale=None)
 model = dict(
-    backbone=dict(_delete_=True, type='GCViT', arch=arch, out_indices=(3, ), drop_path_rate=0.2),
+    backbone=dict(type='GCViT', arch=arch, out_indices=(3, ), drop_path_rate=0.2),
     head=dict(in_channels=512))
 train_cfg = dict(max_epochs=310)
 param_scheduler = [
@@ -21,6 +21,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=5e-6, by_epoch=True, begin=20, end=300, convert_to_iter_based=True)
 ]
 optim_wrapper = dict(optimizer=dict(lr=5e-3), paramwise_cfg=dict(flat_decay_mult=0.), clip_grad=dict(max_norm=5.0))
-train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))  # no repeated augmentation
 custom_hooks = [dict(type='EMAHook', momentum=2e-4, priority='ABOVE_NORMAL')]
 auto_scale_lr = dict(base_batch_size=4096)

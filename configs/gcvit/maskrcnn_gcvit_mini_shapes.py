@@ -1,4 +1,4 @@
-_base_ = '../maskrcnn_simvit_micro_shapes.py'
+_base_ = '../_base_/maskrcnn_shapes.py'
 # A smaller one than was published, from random weights; minutes on two CPU cores.
 arch = dict(
     embed_dims=(32, 64, 128, 256),
@@ -8,5 +8,5 @@ arch = dict(
     window_sizes=(8, 8, 8, 4),  # whole windows in 128 x 128 pixels
     layer_scale=None)
 model = dict(
-    backbone=dict(_delete_=True, type='GCViT', arch=arch, drop_path_rate=0.),
+    backbone=dict(type='GCViT', arch=arch, drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 128, 256]))

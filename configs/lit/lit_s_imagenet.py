@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/classifier_simvit.py', '../_base_/datasets/imagenet.py', '../_base_/schedules/imagenet_300e_swin.py',
+    '../_base_/models/classifier.py', '../_base_/datasets/imagenet.py', '../_base_/schedules/imagenet_300e_swin.py',
     '../_base_/classification_runtime.py'
 ]
 # As published. The weights that predict offsets learn a hundredth as fast.
@@ -13,6 +13,7 @@ arch = dict(
     norm_eps=1e-5,
     map_norms=(3, ))
 model = dict(
-    backbone=dict(_delete_=True, type='LIT', arch=arch, out_indices=(3, ), drop_path_rate=0.2),
+    backbone=dict(type='LIT', arch=arch, out_indices=(3, ), drop_path_rate=0.2),
     head=dict(in_channels=768))
+train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'offset.weight': dict(lr_mult=0.01)}))

@@ -1,4 +1,4 @@
-_base_ = '../maskrcnn_simvit_micro_shapes.py'
+_base_ = '../_base_/maskrcnn_shapes.py'
 # A smaller one than was published, from random weights; minutes on two CPU cores.
 arch = dict(
     embed_dims=(32, 64, 160, 256),
@@ -10,5 +10,5 @@ arch = dict(
     norm_eps=1e-5,
     map_norms=(1, 2, 3))
 model = dict(
-    backbone=dict(_delete_=True, type='LIT', arch=arch, drop_path_rate=0.),
+    backbone=dict(type='LIT', arch=arch, drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 160, 256]))

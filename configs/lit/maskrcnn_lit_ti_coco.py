@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/maskrcnn_simvit.py', '../_base_/datasets/coco_instance.py', '../_base_/schedules/1x.py',
+    '../_base_/models/maskrcnn.py', '../_base_/datasets/coco_instance.py', '../_base_/schedules/1x.py',
     '../_base_/detection_runtime.py'
 ]
 # The published 12 epochs: AdamW at 2e-4, weight decay 1e-4.
@@ -8,6 +8,6 @@ _base_ = [
 pretrained = 'checkpoints/lit_ti.pth'
 
 model = dict(
-    backbone=dict(
-        _delete_=True, type='LIT', arch='ti', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)))
+    backbone=dict(type='LIT', arch='ti', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
+    neck=dict(in_channels=[64, 128, 320, 512]))
 optim_wrapper = dict(optimizer=dict(lr=2e-4))

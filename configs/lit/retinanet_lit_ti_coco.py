@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/retinanet_simvit.py', '../_base_/datasets/coco_detection.py', '../_base_/schedules/1x.py',
+    '../_base_/models/retinanet.py', '../_base_/datasets/coco_detection.py', '../_base_/schedules/1x.py',
     '../_base_/detection_runtime.py'
 ]
 # The published 12 epochs: AdamW at 1e-4, weight decay 1e-4.
@@ -8,5 +8,5 @@ _base_ = [
 pretrained = 'checkpoints/lit_ti.pth'
 
 model = dict(
-    backbone=dict(
-        _delete_=True, type='LIT', arch='ti', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)))
+    backbone=dict(type='LIT', arch='ti', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
+    neck=dict(in_channels=[64, 128, 320, 512]))

@@ -1,5 +1,6 @@
-# ImageNet-1k in MMPreTrain's layout: data/imagenet/{train,val}/<class>. Augmentation as published (DeiT's). Its colour jitter
-# is left out, since timm, which the published code trains with, leaves it out wherever RandAugment is on.
+# ImageNet-1k in MMPreTrain's layout: data/imagenet/{train,val}/<class>. Augmentation is DeiT's. Its colour jitter is left
+# out, since timm, which the published code trains with, leaves it out wherever RandAugment is on. Where a paper repeats the
+# augmentation too, a child says sampler=dict(type='RepeatAugSampler').
 data_root = 'data/imagenet'
 bgr_mean, bgr_std = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395]
 
@@ -35,7 +36,7 @@ train_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
-    sampler=dict(type='RepeatAugSampler', shuffle=True),
+    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(type='ImageNet', data_root=data_root, split='train', pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=128,

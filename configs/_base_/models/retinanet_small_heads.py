@@ -1,8 +1,7 @@
 # For small images and few classes on a CPU: a quarter of the channels, half of the convolutions, smaller anchors.
-_base_ = './retinanet_simvit.py'
+_base_ = './retinanet.py'
 model = dict(
-    backbone=dict(arch='micro', drop_path_rate=0.),
-    neck=dict(in_channels=[32, 64, 160, 256], out_channels=64, num_outs=4),
+    neck=dict(out_channels=64, num_outs=4),
     bbox_head=dict(
         in_channels=64,
         feat_channels=64,

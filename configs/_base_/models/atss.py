@@ -1,4 +1,4 @@
-# ATSS with FPN as in MMDetection, on the last three maps of SimViT-tiny.
+# ATSS with FPN as in MMDetection, on the last three of four maps. A child adds the backbone, and in_channels of the neck.
 model = dict(
     type='ATSS',
     data_preprocessor=dict(
@@ -7,10 +7,8 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32),
-    backbone=dict(type='SimViT', arch='tiny'),
     neck=dict(
         type='FPN',
-        in_channels=[64, 128, 320, 512],
         out_channels=256,
         start_level=1,
         add_extra_convs='on_output',

@@ -1,5 +1,5 @@
 # GFL as in MMDetection: ATSS with another head.
-_base_ = './atss_simvit.py'
+_base_ = './atss.py'
 model = dict(
     type='GFL',
     bbox_head=dict(

@@ -1,4 +1,5 @@
-# RetinaNet with FPN as in MMDetection, on the last three maps of SimViT-tiny; the two levels above come from the last of them.
+# RetinaNet with FPN as in MMDetection, on the last three of four maps; the two levels above come from the last of them. A child
+# adds the backbone, and in_channels of the neck.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -7,10 +8,8 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32),
-    backbone=dict(type='SimViT', arch='tiny'),
     neck=dict(
         type='FPN',
-        in_channels=[64, 128, 320, 512],
         out_channels=256,
         start_level=1,
         add_extra_convs='on_input',

@@ -1,6 +1,6 @@
-# Cascade Mask R-CNN with FPN on the four maps of SimViT-tiny. The published SimViT is silent on the box heads: they are those
-# of PVT v2 and Swin, four convolutions and one linear layer with SyncBN, and GIoU on the decoded boxes.
-_base_ = './maskrcnn_simvit.py'
+# Cascade Mask R-CNN with FPN, on four maps. The box heads are those of PVT v2 and Swin: four convolutions and one linear layer
+# with SyncBN, and GIoU on the decoded boxes. A child adds the backbone, and in_channels of the neck.
+_base_ = './maskrcnn.py'
 model = dict(
     type='CascadeRCNN',
     rpn_head=dict(loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1.0 / 9.0, loss_weight=1.0)),

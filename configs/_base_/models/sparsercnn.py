@@ -1,5 +1,5 @@
-# Sparse R-CNN with FPN as in MMDetection, on the four maps of SimViT-tiny, with 300 proposals (PVT v2's; SimViT's publication
-# names no number).
+# Sparse R-CNN with FPN as in MMDetection, on four maps, with 300 proposals as PVT v2 has. A child adds the backbone, and
+# in_channels of the neck.
 num_stages, num_proposals = 6, 300
 model = dict(
     type='SparseRCNN',
@@ -9,8 +9,7 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32),
-    backbone=dict(type='SimViT', arch='tiny'),
-    neck=dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=4),
+    neck=dict(type='FPN', out_channels=256, num_outs=4),
     rpn_head=dict(type='EmbeddingRPNHead', num_proposals=num_proposals, proposal_feature_channel=256),
     roi_head=dict(
         type='SparseRoIHead',

@@ -1,4 +1,4 @@
-# Semantic FPN as in MMSegmentation, on the four maps of SimViT-tiny.
+# Semantic FPN as in MMSegmentation, on four maps. A child adds the backbone, and in_channels of the neck.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -9,8 +9,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(512, 512)),
-    backbone=dict(type='SimViT', arch='tiny'),
-    neck=dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=4),
+    neck=dict(type='FPN', out_channels=256, num_outs=4),
     decode_head=dict(
         type='FPNHead',
         in_channels=[256, 256, 256, 256],

@@ -1,4 +1,4 @@
-# Mask R-CNN with FPN as in MMDetection, on the four maps of SimViT-tiny.
+# Mask R-CNN with FPN as in MMDetection, on four maps. A child adds the backbone, and in_channels of the neck.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(
@@ -8,8 +8,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_mask=True,
         pad_size_divisor=32),
-    backbone=dict(type='SimViT', arch='tiny'),
-    neck=dict(type='FPN', in_channels=[64, 128, 320, 512], out_channels=256, num_outs=5),
+    neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(
         type='RPNHead',
         in_channels=256,

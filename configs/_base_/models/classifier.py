@@ -1,4 +1,5 @@
-# SimViT-tiny as an ImageNet classifier: the mean of the last map, one linear layer, mixup or CutMix in every step.
+# A classifier of ImageNet: the mean of the last map, one linear layer, mixup or CutMix in every step. A child adds the
+# backbone, with the last map alone in out_indices, and in_channels of the head.
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
@@ -7,12 +8,10 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         to_rgb=True),
-    backbone=dict(type='SimViT', arch='tiny', out_indices=(3, )),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=1000,
-        in_channels=512,
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         cal_acc=False),

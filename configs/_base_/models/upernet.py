@@ -1,4 +1,5 @@
-# UPerNet as in MMSegmentation, on the four maps of SimViT-tiny.
+# UPerNet as in MMSegmentation, on four maps. A child adds the backbone, and in_channels of both heads: of the
+# auxiliary head, that of the third map.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -10,10 +11,8 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(512, 512)),
-    backbone=dict(type='SimViT', arch='tiny'),
     decode_head=dict(
         type='UPerHead',
-        in_channels=[64, 128, 320, 512],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
@@ -24,7 +23,6 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     auxiliary_head=dict(
         type='FCNHead',
-        in_channels=320,
         in_index=2,
         channels=256,
         num_convs=1,

@@ -1,9 +1,8 @@
 # For small images and few classes on a CPU: there a detector's time goes into its heads, so they are a quarter as wide
 # and see a tenth as many regions. Boxes and masks are regressed for all classes at once: each sees more examples.
-_base_ = './maskrcnn_simvit.py'
+_base_ = './maskrcnn.py'
 model = dict(
-    backbone=dict(arch='micro', drop_path_rate=0.),
-    neck=dict(in_channels=[32, 64, 160, 256], out_channels=64, num_outs=4),
+    neck=dict(out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32])),
     roi_head=dict(
