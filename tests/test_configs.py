@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from mmsimvit import PyramidBackbone
+from mmsimvit.backbones import Backbone
 from mmsimvit.datasets import CLASSES
 from mmsimvit.engine import build_runner
 from mmsimvit.train import main as train
@@ -18,7 +18,8 @@ from tests.conftest import ROOT, SETTINGS, load_tool
 model_zoo = load_tool(ROOT / 'tools/model_zoo.py')
 CONFIGS = [path.relative_to(ROOT / 'configs').as_posix() for path in model_zoo.config_files()]
 SPLITS = dict(train='training', val='validation', test='validation')
-ARCHS = {backbone.__name__: backbone.arch_zoo for backbone in PyramidBackbone.__subclasses__()}
+ARCHS = {name: kind.arch_zoo for name, kind in MODELS.module_dict.items()
+         if isinstance(kind, type) and issubclass(kind, Backbone) and kind.arch_zoo}
 LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
     'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's2.loss_cls', 's2.loss_bbox', 's2.loss_mask'},
@@ -87,10 +88,9 @@ def shrink_model(model):
     """Heads as they are, on fewer regions, for the generated classes."""
     model.backbone.update(init_cfg=None)
     if model.backbone.type in ARCHS:
-        arch = model.backbone.arch
-        arch = dict(ARCHS[model.backbone.type][arch] if isinstance(arch, str) else arch)
         # More blocks of a stage show nothing that two do not.
-        model.backbone.arch = {**arch, 'depths': tuple(min(depth, 2) for depth in arch['depths'])}
+        depths = model.backbone.get('depths', ARCHS[model.backbone.type][model.backbone.arch]['depths'])
+        model.backbone.depths = tuple(min(depth, 2) for depth in depths)
     if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('size'):
@@ -305,7 +305,7 @@ def test_a_checkpoint_of_our_classifier_starts_a_detector_and_a_segmentor(worksp
     monkeypatch.chdir(workspace)
     cfg = Config.fromfile(ROOT / 'configs/simvit_micro_imagenet.py')
     on_generated_images(cfg)
-    cfg.model.backbone.arch = 'micro'
+    cfg.model.backbone.pop('depths')
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
     cfg.update(work_dir=str(tmp_path), experiment_name='pretraining', randomness=dict(seed=0), log_level='WARNING')
     build_runner(cfg).train()

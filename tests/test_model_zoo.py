@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mmengine.config import Config
 
+from mmsimvit import DWNet
 from mmsimvit.weights import find_systems
 from tests.conftest import ROOT, load_tool
 
@@ -66,6 +68,20 @@ def test_mim_reads_the_same():
             for model in read.models] == [
         (model['Name'], model['Config'], model['Metadata']['Parameters'], [result['Metrics'] for result in model['Results']])
         for model in INDEX['Models']]
+
+
+@pytest.mark.parametrize(('settings', 'label'), [
+    (dict(type='GCViT', arch='tiny'), 'GCViT tiny'),
+    (dict(type='GCViT', arch='tiny', window_sizes=[24, 24, 24, 24]), 'GCViT tiny'),
+    (dict(type='GCViT', arch='tiny', window_sizes=(7, 7, 14, 7)), 'GCViT tiny (changed)'),
+    (dict(type='GCViT', arch='tiny', depths=(3, 4, 6, 5)), 'GCViT xtiny'),
+    (dict(type='GCViT', arch='tiny', depths=(1, 1, 1, 1)), 'GCViT (smaller)'),
+    (dict(type='DWNet', arch='t', kernels='dynamic'), 'DWNet dynamic_t'),
+    (dict(type='DWNet', arch={**DWNet.arch_zoo['dynamic_b'], 'mlp_ratios': (2, 2, 2, 2)}), 'DWNet dynamic_b (changed)'),
+    (dict(type='mmdet.ResNet', depth=18), 'ResNet 18'),
+])
+def test_a_backbone_is_named_by_its_arch_and_what_overrides_it(settings, label):
+    assert model_zoo.backbone(Config(dict(model=dict(backbone=settings)))) == label
 
 
 def test_a_config_without_an_entry_gets_one(tmp_path, monkeypatch):

@@ -278,12 +278,17 @@ def scores(metrics: dict[str, float]) -> str:
 def backbone(cfg: Config) -> str:
     """Such as ``SimViT tiny``, ``ResNet 18``, or ``LIT s (changed)`` for other windows or the like in an arch of that size."""
     settings = cfg.model.backbone
-    arch = settings.get('arch', settings.get('depth', ''))
-    if isinstance(arch, dict):
-        names = [name for name, known in MODELS.get(settings.type).arch_zoo.items()
-                 if all(list(known[key]) == list(arch[key]) for key in ('embed_dims', 'depths'))]
-        arch = f'{names[0]} (changed)' if names else '(smaller)'
-    return f'{settings.type.split(".")[-1]} {arch}'.strip()
+    kind, name = MODELS.get(settings.type), settings.type.split('.')[-1]
+    if kind is None or not issubclass(kind, Backbone):
+        return f'{name} {settings.get("depth", "")}'.strip()
+    with torch.device('meta'):
+        model = MODELS.build({**settings, 'init_cfg': None})
+    variant = model.find_variant()
+    if variant is None:
+        return f'{name} (smaller)'
+    # As text, for a config may have a list where the variant has a tuple.
+    given, known = (json.dumps(arch, sort_keys=True) for arch in (model.arch, kind.arch_zoo[variant]))
+    return f'{name} {variant}' + (' (changed)' if given != known else '')
 
 
 def schedule(cfg: Config) -> str:

@@ -1,11 +1,3 @@
 _base_ = './gcvit_t_imagenet.py'
-model = dict(
-    backbone=dict(
-        arch=dict(
-            embed_dims=(96, 192, 384, 768),
-            num_heads=(3, 6, 12, 24),
-            mlp_ratios=(2, 2, 2, 2),
-            layer_scale=1e-5),
-        drop_path_rate=0.3),
-    head=dict(in_channels=768))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.3), head=dict(in_channels=768))
 train_dataloader = dict(batch_size=32)

@@ -5,15 +5,13 @@ _base_ = [
 # The published 310 epochs, the last ten at the lowest rate. The published rate is for a batch that is not stated; 4096 images
 # are assumed here (32 GPUs x 128), and on others --auto-scale-lr is to be given. Published with AMP (--amp), and for small and
 # larger with 32 images a GPU.
-arch = dict(
-    embed_dims=(64, 128, 256, 512),
-    depths=(3, 4, 19, 5),
-    num_heads=(2, 4, 8, 16),
-    mlp_ratios=(3, 3, 3, 3),
-    window_sizes=(7, 7, 14, 7),  # those of 224 x 224 pixels
-    layer_scale=None)
 model = dict(
-    backbone=dict(type='GCViT', arch=arch, out_indices=(3, ), drop_path_rate=0.2),
+    backbone=dict(
+        type='GCViT',
+        arch='tiny',
+        window_sizes=(7, 7, 14, 7),  # those of 224 x 224 pixels
+        out_indices=(3, ),
+        drop_path_rate=0.2),
     head=dict(in_channels=512))
 train_cfg = dict(max_epochs=310)
 param_scheduler = [

@@ -1,2 +1,2 @@
 _base_ = './gcvit_t_imagenet.py'
-model = dict(backbone=dict(arch=dict(depths=(2, 2, 6, 2))))
+model = dict(backbone=dict(arch='xxtiny'))

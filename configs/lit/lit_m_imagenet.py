@@ -1,2 +1,2 @@
 _base_ = './lit_s_imagenet.py'
-model = dict(backbone=dict(arch=dict(depths=(2, 2, 18, 2)), drop_path_rate=0.3))
+model = dict(backbone=dict(arch='m', drop_path_rate=0.3))

@@ -3,17 +3,14 @@ _base_ = [
     '../_base_/classification_runtime.py'
 ]
 # As published. The weights that predict offsets learn a hundredth as fast.
-arch = dict(
-    embed_dims=(96, 192, 384, 768),
-    depths=(2, 2, 6, 2),
-    num_heads=(3, 6, 12, 24),
-    mlp_ratios=(4, 4, 4, 4),
-    position_grids=None,
-    bias_grids=(14, 7),  # those of 224 x 224 pixels
-    norm_eps=1e-5,
-    map_norms=(3, ))
 model = dict(
-    backbone=dict(type='LIT', arch=arch, out_indices=(3, ), drop_path_rate=0.2),
+    backbone=dict(
+        type='LIT',
+        arch='s',
+        bias_grids=(14, 7),  # those of 224 x 224 pixels
+        map_norms=(3, ),
+        out_indices=(3, ),
+        drop_path_rate=0.2),
     head=dict(in_channels=768))
 train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'offset.weight': dict(lr_mult=0.01)}))

@@ -1,6 +1,7 @@
 """The contract that every backbone keeps."""
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from operator import eq
 from typing import Any, NamedTuple, TypeGuard, cast
 
 from mmengine.logging import print_log
@@ -137,10 +138,19 @@ class Backbone(BaseModule):
         return self.arch_rules.get(key, ('a positive whole number', is_positive))
 
     def find_variant(self) -> str | None:
-        """The published variant that has the same widths and depths, if there is one: its weights fit, or can be resized."""
-        def size(arch: Mapping) -> list:
-            return [list(value) if is_sequence(value) else value for value in map(arch.get, ('embed_dims', 'depths', 'depth'))]
-        return next((name for name, arch in self.arch_zoo.items() if size(arch) == size(self.arch)), None)
+        """The published variant that has the same widths and depths, if there is one: its weights fit, or can be resized.
+
+        Of several, that with most other keys alike.
+        """
+        def values(arch: Mapping, keys: Iterable[str]) -> list:
+            return [list(value) if is_sequence(value) else value for value in map(arch.get, keys)]
+
+        def count_alike(name: str) -> int:
+            return sum(map(eq, values(self.arch_zoo[name], self.arch), values(self.arch, self.arch)))
+
+        size = 'embed_dims', 'depths', 'depth'
+        same = [name for name, arch in self.arch_zoo.items() if values(arch, size) == values(self.arch, size)]
+        return max(same, key=count_alike, default=None)
 
     def describe_maps(self) -> Sequence[FeatureInfo]:
         """All maps that ``out_indices`` can name, by ``self.arch`` alone: nothing else is there yet."""

@@ -56,6 +56,11 @@ def test_refuses_bad_archs(change, message):
         DWNet({**DWNet.arch_zoo['t'], **change})
 
 
+def test_of_variants_of_one_size_the_nearest_is_found():
+    for arch in DWNet.arch_zoo:
+        assert DWNet(arch, mlp_ratios=(2, 2, 2, 2)).find_variant() == arch
+
+
 def test_initialisation_is_the_published():
     torch.manual_seed(0)
     model = DWNet('t')
