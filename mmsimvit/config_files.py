@@ -3,13 +3,12 @@ import difflib
 import re
 from pathlib import Path
 
+from .errors import ConfigError
+
+__all__ = ['FOLDERS', 'PACKAGE', 'ConfigError', 'copy_config', 'find_config']
 PACKAGE = Path(__file__).resolve().parent
 # Of an installed wheel, where mim looks for them as well; of a checkout.
 FOLDERS = PACKAGE / '.mim/configs', PACKAGE.parent / 'configs'
-
-
-class ConfigError(ValueError):
-    """A config that does not exist, or would be written over; the message says what is near."""
 
 
 def find_config(name: str) -> str:

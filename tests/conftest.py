@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 from mmengine.runner import set_random_seed
 
 from mmsimvit import generate_shapes
-from mmsimvit.engine.export import EXPORTS
+from mmsimvit.analysis.export import EXPORTS
 from mmsimvit.stacks import ONEDL, installed_stack
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-from mmsimvit.benchmark import main
+from mmsimvit.cli.benchmark import main
 
 if __name__ == '__main__':
     main()

@@ -1,4 +1,4 @@
-from mmsimvit.infer import main
+from mmsimvit.cli.infer import main
 
 if __name__ == '__main__':
     main()

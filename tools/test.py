@@ -1,4 +1,4 @@
-from mmsimvit.test import main
+from mmsimvit.cli.test import main
 
 if __name__ == '__main__':
     main()

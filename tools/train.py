@@ -1,4 +1,4 @@
-from mmsimvit.train import main
+from mmsimvit.cli.train import main
 
 if __name__ == '__main__':
     main()

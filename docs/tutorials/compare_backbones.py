@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmsimvit import find_config, generate_shapes
-from mmsimvit.benchmark import main as benchmark
+from mmsimvit.analysis.notebook import brief_log, show
+from mmsimvit.analysis.pictures import draw_segmentations
+from mmsimvit.cli.benchmark import main as benchmark
 from mmsimvit.engine import find_whole_checkpoint
-from mmsimvit.engine.notebook import brief_log, show
-from mmsimvit.engine.pictures import draw_segmentations
 from mmsimvit.test import main as test
 from mmsimvit.train import main as train
 

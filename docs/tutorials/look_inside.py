@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmsimvit import SimViT, find_config, generate_shapes
-from mmsimvit.engine.feature_maps import (
+from mmsimvit.analysis.feature_maps import (
     draw_feature_maps,
     draw_pixel_attention,
     find_pixel,
@@ -27,7 +27,7 @@ from mmsimvit.engine.feature_maps import (
     get_pixel_attention,
     read_image,
 )
-from mmsimvit.engine.notebook import brief_log, show
+from mmsimvit.analysis.notebook import brief_log, show
 from mmsimvit.ops import central_attention
 from mmsimvit.train import main as train
 

@@ -20,9 +20,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mmsimvit import find_config, generate_shapes
+from mmsimvit.analysis.notebook import brief_log, show
+from mmsimvit.analysis.pictures import draw_curves, draw_detections
 from mmsimvit.engine import find_whole_checkpoint
-from mmsimvit.engine.notebook import brief_log, show
-from mmsimvit.engine.pictures import draw_curves, draw_detections
 from mmsimvit.infer import main as infer
 from mmsimvit.test import main as test
 from mmsimvit.train import main as train

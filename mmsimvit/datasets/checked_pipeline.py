@@ -1,5 +1,5 @@
 """Errors of data loading that name the file."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -7,7 +7,8 @@ import numpy as np
 from mmengine.dataset import Compose
 from torch import Tensor
 
-from .errors import DataError
+from ..errors import DataError
+from .unwrap import unwrap_dataset
 
 
 class CheckedPipeline(Compose):
@@ -96,16 +97,8 @@ def _in_one_line(error: Exception) -> str:
 
 def check_pipelines(dataset: Any) -> None:
     """Put a ``CheckedPipeline`` into a data set, or into each of those that a wrapper holds."""
-    for leaf in _leaves(dataset):
+    for leaf in unwrap_dataset(dataset):
         pipeline = getattr(leaf, 'pipeline', None)
         if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedPipeline):
             classes = leaf.metainfo.get('classes') if hasattr(leaf, 'reduce_zero_label') else None  # MMSegmentation's
             leaf.pipeline = CheckedPipeline(pipeline, classes and len(classes), getattr(leaf, 'ignore_index', 255))
-
-
-def _leaves(dataset: Any) -> Iterator[Any]:
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if inner[0] is None:
-        yield dataset
-    for part in inner if inner[0] is not None else ():
-        yield from _leaves(part)

@@ -15,7 +15,8 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from rich.progress import Progress
 
-from .errors import DataError
+from ..errors import DataError
+from .unwrap import unwrap_dataset
 
 COCO = ('CocoDataset', 'mmdet.CocoDataset')
 SEGMENTATION = ('BaseSegDataset', 'ADE20KDataset')
@@ -50,21 +51,10 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     checked = []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        for dataset in _leaf_datasets(loader['dataset']) if loader else ():
+        for dataset in unwrap_dataset(loader['dataset'], 'Shapes') if loader else ():  # which makes its own files
             if dataset not in checked and dataset['type'] in CHECKED and not _is_remote(dataset):
                 _check_dataset(dataset, split)
                 checked.append(dataset)
-
-
-def _leaf_datasets(dataset: dict) -> Iterator[dict]:
-    """The datasets inside wrappers; a generated one makes its own files."""
-    if dataset['type'] == 'Shapes':
-        return
-    inner = dataset.get('dataset') or dataset.get('datasets')
-    if inner is None:
-        yield dataset
-    for part in inner if isinstance(inner, (list, tuple)) else [inner] if inner else []:
-        yield from _leaf_datasets(part)
 
 
 def _is_remote(dataset: dict) -> bool:

@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from rich.progress import Progress
 
-from .errors import DataError
+from ..errors import DataError
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 SPLITS = ('training', 'validation')

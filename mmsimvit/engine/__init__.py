@@ -1,9 +1,10 @@
 """What plugs into mmengine's Runner."""
+from .allow_list import allow_training_checkpoints
 from .fsdp import ShardedOptimWrapper, ShardedStrategy, wrap_blocks
 from .hooks import CheckpointMatchHook, ClassesMatchHook, NonFiniteLossHook, ReseedHook
 from .layer_decay import LayerDecayOptimWrapperConstructor, describe_param_groups
-from .resume import allow_training_checkpoints, find_whole_checkpoint
 from .runner import build_runner
+from .work_dir import find_whole_checkpoint
 
 __all__ = [
     'CheckpointMatchHook', 'ClassesMatchHook', 'LayerDecayOptimWrapperConstructor', 'NonFiniteLossHook', 'ReseedHook',

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from ..ops.backends import preferring
-from .models import ModelError, image_channels, is_a
+from ..errors import ModelError
+from ..models import image_channels, is_a
+from ..ops.backends import use_backend
 
 aten, central_attention = torch.ops.aten, torch.ops.mmsimvit.central_attention
 inhomogeneous_conv = torch.ops.mmsimvit.inhomogeneous_conv
@@ -173,7 +174,7 @@ def _run(original: nn.Module, shape: tuple[int, int], num_proposals: int | None,
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), preferring('auto'), _Counter() as counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), use_backend('auto'), _Counter() as counter:
             model(*arguments)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

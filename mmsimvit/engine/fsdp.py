@@ -11,7 +11,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from ..backbones import Backbone
-from .models import check_channels
+from ..models import check_channels
+
+SHARDED_STRATEGY = 'mmsimvit.engine.ShardedStrategy'  # as configs name it
 
 
 @FUNCTIONS.register_module()

@@ -15,9 +15,9 @@ from mmengine.structures import BaseDataElement
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.utils import _pytree as pytree
 
-from ..datasets import DataError
-from ..weights import CheckpointError, as_mmengine_reads, match, strip_module
-from .models import check_classes, check_topk
+from ..errors import CheckpointError, NonFiniteLossError
+from ..models import check_classes, check_topk
+from ..weights import match_checkpoint
 
 
 @HOOKS.register_module()
@@ -57,10 +57,8 @@ class CheckpointMatchHook(Hook):
             while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
                 model = model.module
         with whole:
-            found = match(model, strip_module(as_mmengine_reads(checkpoint)))
-        if found.matched == 0:
-            raise CheckpointError(f'checkpoint {runner._load_from} gives none of the {found.total} parameters of '
-                                  f'{type(model).__name__}: {found.problems()}; is it of this config?')
+            found = match_checkpoint(model, checkpoint)
+        line = found.check_any(runner._load_from, model)
         if runner._resume and found.resampled:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: {found.resampled[0]} and '
                                   f'{len(found.resampled) - 1} others were trained in another size; set the sizes of windows '
@@ -71,8 +69,7 @@ class CheckpointMatchHook(Hook):
         if self.whole:
             found.check_predictions(str(runner._load_from), model)
         log = runner.logger.info if found.complete else runner.logger.warning
-        log(f'the checkpoint gives {found.matched} of {found.total} parameters'
-            f'{"" if found.complete else "; " + found.problems()}')
+        log(line)
 
 
 @HOOKS.register_module()
@@ -127,10 +124,6 @@ class ClassesMatchHook(Hook):
 
 
 MOST_SKIPPED_IN_A_ROW = 20
-
-
-class NonFiniteLossError(DataError):
-    """A loss that is infinite or no number; the message names it and the batch's images."""
 
 
 @HOOKS.register_module()

@@ -1,5 +1,4 @@
 """mmengine's runners, with what they lack here."""
-import functools
 from typing import Any
 
 from mmengine.config import Config
@@ -9,8 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
-from .launch import SHARDED_STRATEGY
-from .models import check_channels
+from ..models import check_channels, check_heads
+from .fsdp import SHARDED_STRATEGY
 
 
 class _Mended:
@@ -34,6 +33,8 @@ class CheckedDataRunner(_Mended, Runner):
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """As mmengine does, after which the widths of backbone, neck and heads are compared."""
+        if isinstance(model, dict):
+            check_heads(model)
         built = super().build_model(model)
         check_channels(built)
         return built
@@ -43,25 +44,8 @@ class CheckedDataFlexibleRunner(_Mended, FlexibleRunner):
     """mmengine's FlexibleRunner, with errors of data loading that name the file."""
 
 
-@functools.cache
-def format_configs_once() -> None:
-    """Have mmengine format a config once, which it does anew for a log, two files and every checkpoint, up to a second each."""
-    format_anew = Config.pretty_text.fget
-    texts: dict[tuple[str, bool], str] = {}
-
-    def pretty_text(cfg: Config) -> str:
-        key = str(cfg.to_dict()), cfg._format_python_code
-        if key not in texts:
-            texts.clear()  # runs have one config each
-            texts[key] = format_anew(cfg)
-        return texts[key]
-
-    Config.pretty_text = property(pretty_text)
-
-
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """The runner of a whole config: mmengine's FlexibleRunner if it has a ``strategy``, such as FSDP."""
-    format_configs_once()
     if not cfg.get('strategy'):
         return CheckedDataRunner.from_cfg(cfg)
     if cfg.get('sync_bn') and cfg.strategy.type == SHARDED_STRATEGY:  # which mmengine's strategies do not look at

@@ -30,7 +30,7 @@ def set_backend(backend: str) -> None:
 
 
 @contextmanager
-def preferring(backend: str | None) -> Iterator[None]:
+def use_backend(backend: str | None) -> Iterator[None]:
     """``set_backend`` for the length of a ``with`` block; nothing for None."""
     global _preferred
     previous = _preferred

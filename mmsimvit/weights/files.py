@@ -11,12 +11,10 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..errors import CheckpointError
+
 # Where training tools put the weights; averaged weights are what published accuracies were measured with.
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; the message names the file and what to do."""
 
 
 def unwrap(checkpoint: Mapping) -> Mapping:

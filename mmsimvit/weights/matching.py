@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .files import CheckpointError
+from ..errors import CheckpointError
+from .files import as_mmengine_reads, strip_module
 
 
 class Match(NamedTuple):
@@ -30,6 +31,25 @@ class Match(NamedTuple):
         """
         return not self.reshaped and all(name.startswith('auxiliary_head') or name.endswith('num_batches_tracked')
                                          for name in self.missing)
+
+    def check_any(self, checkpoint: object, model: nn.Module) -> str:
+        """Refuse a checkpoint that gives nothing.
+
+        Args:
+            checkpoint: its path, for the message.
+            model: what it is for.
+
+        Returns:
+            One line that says how much it gives.
+
+        Raises:
+            CheckpointError: if no parameter of the model is in it in its shape.
+        """
+        if self.matched == 0:
+            raise CheckpointError(f'checkpoint {checkpoint} gives none of the {self.total} parameters of '
+                                  f'{type(model).__name__}: {self.problems()}; is it of this config?')
+        line = f'the checkpoint gives {self.matched} of {self.total} parameters'
+        return line if self.complete else f'{line}; {self.problems()}'
 
     def check_predictions(self, checkpoint: str, model: nn.Module) -> None:
         """Refuse a checkpoint with which predictions would be random in part.
@@ -72,3 +92,8 @@ def match(backbone: nn.Module, state_dict: Mapping[str, Tensor]) -> Match:
     unused = [name for name in state_dict if name not in ours]
     return Match(len(ours), len(ours) - len(missing) - len(reshaped), [name for name in missing if name not in added],
                  reshaped, unused, added, resampled)
+
+
+def match_checkpoint(model: nn.Module, checkpoint: Mapping) -> Match:
+    """How what mmengine's loading finds in a checkpoint fits a model."""
+    return match(model, strip_module(as_mmengine_reads(checkpoint)))

@@ -7,7 +7,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .files import CheckpointError, strip_prefix, unwrap
+from ..errors import CheckpointError
+from .files import strip_prefix, unwrap
 from .matching import Match, match
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Set
 
 from torch import Tensor
 
-from .files import CheckpointError, unwrap
+from ..errors import CheckpointError
+from .files import unwrap
 from .published import Published
 
 PREFERRED = ('', 'module.', 'backbone.', 'module.backbone.')  # where a file has the same names more than once

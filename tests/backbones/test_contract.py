@@ -4,7 +4,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from mmsimvit.engine.export import Exportable, export_onnx
+from mmsimvit.analysis.export import Exportable, export_onnx
 from tests.backbones.table import BACKBONES, SYSTEMS
 from tests.conftest import exports
 

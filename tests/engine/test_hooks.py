@@ -10,7 +10,8 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmsimvit.engine import NonFiniteLossHook
-from mmsimvit.engine.hooks import NonFiniteLossError, image_names
+from mmsimvit.engine.hooks import image_names
+from mmsimvit.errors import NonFiniteLossError
 
 
 class Numbers(BaseDataset):

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmsimvit import LIT, CheckpointError, SimViT
+from mmsimvit.cli.launch import cleanup_dist
 from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
-from mmsimvit.engine.launch import leave_processes
 from mmsimvit.stacks import ONEDL, installed_stack
 from tests.backbones.table import BACKBONES
 from tests.conftest import ROOT, flatten, options, run
@@ -62,7 +62,7 @@ def join(rank, function, folder):
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     function(rank, folder)
     gc.collect()
-    leave_processes()
+    cleanup_dist()
 
 
 def train_half(rank, folder):
@@ -144,7 +144,7 @@ def gather_and_leave(rank, folder):
     for again in range(20):
         torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store_{again}', rank=rank, world_size=2)
         torch.distributed.all_gather_object([None, None], rank)
-        leave_processes()
+        cleanup_dist()
 
 
 def test_leaving_right_after_gathering_does_not_wait_for_ever(tmp_path):

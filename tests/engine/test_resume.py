@@ -9,7 +9,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from mmsimvit.engine import find_whole_checkpoint
-from mmsimvit.engine.resume import is_whole
+from mmsimvit.engine.work_dir import is_whole
 
 
 def test_training_checkpoints_load_with_weights_only(tmp_path):

@@ -1,7 +1,7 @@
 import mmcv._ext
 import pytest
 
-from mmsimvit.benchmark.mmcv_ops import TORCHVISION, implementations, switch_to
+from mmsimvit.analysis.benchmark.mmcv_ops import TORCHVISION, implementations, switch_to
 
 
 @pytest.fixture

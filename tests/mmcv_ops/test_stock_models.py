@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import set_random_seed
 
-from mmsimvit.benchmark.mmcv_ops import switch_to
+from mmsimvit.analysis.benchmark.mmcv_ops import switch_to
 
 # Config -> the operators that are called on a CPU, and what is changed.
 MODELS = {

@@ -106,7 +106,7 @@ def test_what_cannot_run_says_why(patch, device, message, monkeypatch):
 
 def test_a_preference_ends_with_its_block():
     set_backend('composite')
-    with pytest.raises(KeyError), backends.preferring('reference'):
+    with pytest.raises(KeyError), backends.use_backend('reference'):
         assert backends.chosen('auto') == 'reference'
         raise KeyError
     assert backends.chosen('auto') == 'composite'

@@ -9,10 +9,10 @@ from torch import nn
 
 from mmsimvit import SimViT
 from mmsimvit.backbones import simvit
+from mmsimvit.cli.get_flops import main
 from mmsimvit.engine.complexity import count_complexity
-from mmsimvit.engine.models import ModelError
+from mmsimvit.errors import ModelError
 from tests.conftest import ROOT, run
-from tools.get_flops import main
 
 # The paper's table: widths, depths, ratios of the FFN; and the published GMACs at 224 x 224.
 ARCHS = {

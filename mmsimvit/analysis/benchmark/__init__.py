@@ -1,0 +1,1 @@
+"""Time and memory of operators and backbones, side by side."""

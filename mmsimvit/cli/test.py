@@ -1,0 +1,112 @@
+"""Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import METRICS
+
+from ..datasets import check_data
+from ..datasets.unwrap import unwrap_dataset
+from ..engine.runner import build_runner
+from ..engine.work_dir import check_work_dir
+from ..weights import load_file
+from .config import add_common_arguments, load_config
+from .errors import one_line_errors
+from .launch import cleanup_dist, init_dist
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions into this folder; MMPreTrain names a '
+                        'picture by its file alone, so use infer where folders of classes have files of the same names')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation, where the library has it')
+    parser.add_argument('--allow-partial', action='store_true',
+                        help='test a checkpoint that lacks parameters of the model, too, or has some of another shape')
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def configure(args: argparse.Namespace) -> Config:
+    """The config to test.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing, cut short or no checkpoint.
+        SystemExit: for an option that the config does not support.
+    """
+    cfg = load_config(args, whole=not args.allow_partial)
+    cfg.load_from = args.checkpoint
+    load_file(args.checkpoint)  # for its errors, which name the file
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        raise SystemExit(f'error: --out writes a pickle file, so its name must end in .pkl or .pickle, got {args.out}')
+    if args.show_dir is not None:
+        _draw(cfg, args)
+    if args.tta:
+        _augment(cfg, args)
+    return cfg
+
+
+def _draw(cfg: Config, args: argparse.Namespace) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise SystemExit(f'error: --show-dir needs a visualization hook, and {args.config} has none among default_hooks')
+    if cfg.default_scope == 'mmpretrain':
+        if args.tta:
+            raise SystemExit('error: MMPreTrain cannot draw augmented images; leave out --show-dir or --tta')
+        hook.update(enable=True, interval=1, out_dir=args.show_dir)
+    elif cfg.default_scope == 'mmdet':
+        # Which MMDetection would look for below the work dir and its time stamp.
+        hook.update(draw=True, test_out_dir=str(Path(args.show_dir).absolute()))
+    else:
+        hook.update(draw=True, interval=1)
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def _augment(cfg: Config, args: argparse.Namespace) -> None:
+    """Wrap model and pipeline for test-time augmentation; flipping where the config does not say."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.default_scope == 'mmdet' and any('segm' in evaluator.get('metric', '') for evaluator in evaluators):
+        raise SystemExit('error: MMDetection merges augmented boxes but not masks; --tta is for detectors without masks')
+    if cfg.default_scope == 'mmdet':
+        cfg.setdefault('tta_model', ConfigDict(
+            type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+    elif cfg.default_scope == 'mmpretrain':
+        cfg.setdefault('tta_model', ConfigDict(type='AverageClsScoreTTA'))
+    else:
+        cfg.setdefault('tta_model', ConfigDict(type='SegTTAModel'))
+    datasets = unwrap_dataset(cfg.test_dataloader.dataset)
+    if 'tta_pipeline' not in cfg:
+        load = [step for step in datasets[0].pipeline if step.type == 'LoadImageFromFile']
+        rest = [step for step in datasets[0].pipeline[:-1] if step.type != 'LoadImageFromFile']
+        pack = deepcopy(datasets[0].pipeline[-1])
+        if cfg.default_scope == 'mmdet':
+            pack.meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        flips = [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)]
+        cfg.tta_pipeline = [*load, dict(type='TestTimeAug', transforms=[*([step] for step in rest), flips, [pack]])]
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Evaluate, and give the metrics."""
+    args = parse_args(argv)
+    with one_line_errors():
+        cfg = configure(args)
+        cfg.pop('strategy', None)  # which is for training
+        init_dist(cfg)
+        check_work_dir(cfg.work_dir)
+        if args.out is not None:
+            check_work_dir(Path(args.out).parent)
+        check_data(cfg, ('test', ))
+        runner = build_runner(cfg)
+        if args.out is not None:
+            kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+            runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
+        metrics = runner.test()
+        cleanup_dist()
+        return metrics

@@ -1,0 +1,36 @@
+"""``python -m mmsimvit COMMAND`` runs each command, as the scripts of a checkout do."""
+import pytest
+
+from mmsimvit import __main__ as by_name
+from tests.conftest import ROOT, load_tool, run
+
+DEVELOPMENT = {'model_zoo', 'setup_env'}  # what a user without a checkout has no use for
+
+
+@pytest.mark.parametrize('name', by_name.COMMANDS)
+def test_a_command_is_a_script_too(name):
+    assert load_tool(ROOT / f'tools/{name}.py').main.__module__ == f'mmsimvit.cli.{name}'
+
+
+def test_every_tool_is_a_command():
+    assert {path.stem for path in (ROOT / 'tools').glob('*.py')} == {*by_name.COMMANDS} | DEVELOPMENT
+
+
+def test_a_command_gets_the_rest_of_the_command_line(tmp_path):
+    out = run('-m', 'mmsimvit', 'get_flops', 'simvit_micro_imagenet', '--shape', '64', '96', cwd=tmp_path)
+    assert '64 x 96' in out
+    assert 'backbone' in out
+
+
+def test_help_is_for_the_command_as_it_was_given(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['__main__.py', 'infer', '--help'])
+    with pytest.raises(SystemExit):
+        by_name.main()
+    assert capsys.readouterr().out.startswith('usage: python -m mmsimvit infer ')
+
+
+def test_an_unknown_command_names_those_that_are(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['__main__.py', 'flops'])
+    with pytest.raises(SystemExit):
+        by_name.main()
+    assert "argument command: invalid choice: 'flops' (choose from" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Whether the parts of a model fit together is said before anything is computed."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmsimvit import find_config
+from mmsimvit.errors import ModelError
+from mmsimvit.models import build_model, check_channels, check_classes, check_topk
+from mmsimvit.train import main as train
+from tests.conftest import options
+
+
+def build(name, **changes):
+    cfg = Config.fromfile(find_config(name))
+    cfg.model.backbone.init_cfg = None
+    cfg.merge_from_dict(changes)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize(('name', 'changes', 'message'), [
+    ('maskrcnn_simvit_micro_shapes', {'model.backbone.arch': 'tiny'},
+     r'in_channels of neck are \[32, 64, 160, 256\], but the maps of this SimViT have \[64, 128, 320, 512\] channels'),
+    ('retinanet_simvit_t_coco', {'model.neck.in_channels': [256, 512, 1024, 2048]},
+     r'neck are \[256, 512, 1024, 2048\].*: neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
+    ('retinanet_simvit_t_coco', {'model.neck.in_channels': [128, 320, 512]},
+     r'neck takes 3 maps, but this SimViT returns 4, of \[64, 128, 320, 512\] channels: backbone=dict\(out_indices=\(1, 2, 3'
+     r'\)\) or neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
+    ('upernet_simvit_t_ade20k', {'model.backbone.out_indices': (1, 2, 3)},
+     r'in_index of decode_head is \[0, 1, 2, 3\], but this SimViT returns 3 maps, counted from 0, of \[128, 320, 512\]'),
+    ('upernet_simvit_t_ade20k', {'model.backbone.arch': 'micro'},
+     r'decode_head are \[64, 128, 320, 512\].*\[32, 64, 160, 256\]'),
+    ('upernet_simvit_t_ade20k', {'model.auxiliary_head.in_channels': 64},
+     r'auxiliary_head are 64, .*: auxiliary_head=dict\(in_channels=320\)'),
+    ('simvit_t_imagenet', {'model.head.in_channels': 768}, r'head are 768, .* 512 channels: head=dict\(in_channels=512\)'),
+])
+def test_widths_that_do_not_fit_are_named_with_those_that_do(name, changes, message):
+    with pytest.raises(ModelError, match=message):
+        check_channels(build(name, **changes))
+
+
+def test_maps_and_channels_of_other_numbers():
+    cfg = Config.fromfile(find_config('upernet_simvit_micro_shapes'))
+    cfg.model.decode_head.in_index = [0, 1]
+    with pytest.raises(ModelError, match=r'in_index of decode_head is \[0, 1\] and its in_channels are \[32, 64, 160, 256\]'):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize('name', ['maskrcnn_simvit_micro_shapes', 'sparsercnn_simvit_s_coco_3x', 'semfpn_simvit_t_ade20k',
+                                  'upernet_gcvit_t_ade20k', 'simvit_t_imagenet', 'semfpn_r18_camvid'])
+def test_widths_that_fit_are_not_refused(name):
+    check_channels(build(name))
+
+
+@pytest.mark.parametrize('parts', [
+    dict(neck=dict(in_channels=[256, 160, 64])),  # as YOLOv3's, from the last map to the first
+    dict(neck=dict(in_channels=99)),  # of one map, whichever
+    dict(decode_head=dict(in_channels=99)),  # as Mask2Former's, without in_index
+    dict(decode_head=dict(in_index=[0, 3], in_channels=288)),  # their sum, as where maps are concatenated
+    dict(decode_head=dict(in_index=-1, in_channels=256), auxiliary_head=None),
+])
+def test_what_may_be_right_is_not_refused(parts):
+    with torch.device('meta'):
+        model = nn.ModuleDict(dict(backbone=MODELS.build(dict(type='SimViT', arch='micro'))))
+    for name, settings in parts.items():
+        setattr(model, name, settings and SimpleNamespace(**settings))
+    check_channels(model)
+
+
+def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(SystemExit, match=r'^error: the in_channels of neck are .*: neck=dict\(in_channels=\[64, 128, 320, 51'):
+        train([find_config('maskrcnn_simvit_micro_shapes'), '--work-dir', str(tmp_path),
+               *options(**{'model.backbone.arch': 'tiny'})])
+
+
+CLASSES = ('apple', 'pear', 'plum')
+
+
+def data(*classes, **info):
+    return SimpleNamespace(metainfo=dict(classes=classes, **info))
+
+
+@pytest.mark.parametrize(('name', 'head'), [
+    ('retinanet_simvit_micro_shapes', 'bbox_head'), ('maskrcnn_simvit_t_coco', 'roi_head.mask_head'),
+    ('simvit_micro_shapes', 'head'), ('upernet_simvit_t_ade20k', 'decode_head'), ('upernet_simvit_t_ade20k', 'auxiliary_head')])
+def test_a_head_with_fewer_classes_than_the_data_is_refused(name, head):
+    """To MMDetection those beyond are background, so that they would go unlearnt without a word."""
+    with pytest.raises(ModelError, match=rf'^{head} has num_classes=2, but the data has 3 classes \(apple, pear, plum\), .*'
+                                         rf'set model.{head}.num_classes to 3'):
+        check_classes(build(name, **{f'model.{head}.num_classes': 2}), data(*CLASSES))
+
+
+def test_each_head_of_a_cascade_is_looked_at():
+    heads = nn.ModuleList([nn.Module() for _ in range(3)])
+    for head, number in zip(heads, (3, 2, 3)):
+        head.num_classes = number
+    with pytest.raises(ModelError, match='roi_head.bbox_head has num_classes=2'):
+        check_classes(nn.ModuleDict(dict(roi_head=nn.ModuleDict(dict(bbox_head=heads)))), data(*CLASSES))
+
+
+class RPN(nn.Module):  # by its name, as MMDetection's
+
+    def __init__(self):
+        super().__init__()
+        self.bbox_head = nn.Module()
+        self.bbox_head.num_classes = 1
+
+
+class STDCHead(nn.Module):  # as MMSegmentation's, which tells edges from what is none
+    num_classes = 2
+
+
+class BinaryHead(nn.Module):  # one output, of MMSegmentation
+    num_classes, threshold = 1, 0.3
+
+
+class DepthEstimator(nn.ModuleDict):  # whose data sets have kinds of rooms for classes
+    pass
+
+
+class ImageNet(SimpleNamespace):
+    METAINFO = dict(classes=CLASSES)
+
+
+@pytest.mark.parametrize(('model', 'dataset'), [
+    (RPN(), data(*CLASSES)),  # whose head knows objects from background alone
+    (nn.ModuleDict(dict(auxiliary_head=nn.ModuleList([STDCHead()]))), data(*CLASSES)),
+    (nn.ModuleDict(dict(decode_head=BinaryHead())), data('background', 'apple')),
+    (DepthEstimator(dict(decode_head=RPN().bbox_head)), data(*CLASSES)),
+    (lambda: build('retinanet_simvit_micro_shapes'), data(*map(str, range(9)), thing_classes=CLASSES * 2)),  # a panoptic one
+    (lambda: build('simvit_micro_shapes', **{'model.head.num_classes': 2}), ImageNet(metainfo=dict(classes=CLASSES))),  # a part
+    (lambda: build('maskrcnn_simvit_micro_shapes', **{'model.roi_head.mask_head.num_classes': 2}), data(*CLASSES * 2)),
+    (lambda: build('retinanet_simvit_micro_shapes'), SimpleNamespace(metainfo=[dict(classes=CLASSES)])),  # of several data sets
+    (lambda: build('retinanet_simvit_micro_shapes'), []),
+], ids=['regions', 'edges', 'two', 'depth', 'things', 'part', 'masks', 'several', 'none'])
+def test_classes_that_may_be_right_are_not_refused(model, dataset):
+    check_classes(model if isinstance(model, nn.Module) else model(), dataset)
+
+
+@pytest.mark.parametrize(('name', 'head', 'number'), [
+    ('retinanet_simvit_t_coco', 'bbox_head', 80), ('semfpn_simvit_t_ade20k', 'decode_head', 150)])
+def test_more_classes_than_the_data_has_are_a_warning(name, head, number, monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmsimvit.models.print_log', lambda line, *_: lines.append(line))
+    check_classes(build(name), data(*CLASSES))
+    assert lines == [f'{head} has num_classes={number}, but the data has 3 classes: the others will not be learnt']
+
+
+def test_a_training_with_too_few_classes_ends_with_the_line(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(SystemExit, match='^error: head has num_classes=2, but the data has 6 classes'):
+        train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'model.head.num_classes': 2})])
+
+
+def test_accuracies_beyond_the_classes_are_refused_before_an_epoch_is_trained(workspace, monkeypatch, tmp_path):
+    monkeypatch.chdir(workspace)
+    with pytest.raises(SystemExit, match=r'^error: the validation asks for top-7 accuracy, but the head has 6 classes: set'):
+        train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'val_evaluator.topk': '1,7'})])
+    assert not list(tmp_path.glob('*.pth'))
+
+
+class Accuracy:  # by its name, as MMPreTrain's
+    pass
+
+
+def test_a_metric_of_ones_own_of_that_name_is_left_alone():
+    check_topk(build('simvit_micro_shapes'), [Accuracy()])
