@@ -1,6 +1,14 @@
 """SimViT and its sibling pyramid vision transformers as backbones for MMDetection, MMSegmentation and MMPreTrain.
 
-Importing this package registers everything in it with mmengine's root registries.
+Importing this package changes elsewhere:
+
+- mmengine's root registries get its backbones, data set, hooks, and what it has of optimizer wrappers and FSDP strategies;
+- ``torch.ops`` gets the operators ``mmsimvit::...``;
+- ``torch.load(weights_only=True)`` accepts what mmengine's training checkpoints hold beside tensors, and the fork of mmengine
+  reads checkpoints so, and not without any check (``engine.allow_training_checkpoints``);
+- Python finds an ``mmcv._ext`` where mmcv was not compiled (``mmcv_ops.install``).
+
+The commands change more for their own process: ``train`` has checkpoints written whole (``engine.work_dir``).
 """
 import importlib.util
 import sys

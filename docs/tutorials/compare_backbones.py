@@ -122,7 +122,7 @@ for name, config in configs.items():
 # %% [markdown]
 # ## Time per image
 # Times on a machine that does other things as well vary from second to second. `benchmark` therefore lets the
-# contestants take turns, in many rounds, such that a busy moment meets all of them. It takes the backbones from the
+# candidates take turns, in many rounds, such that a busy moment meets all of them. It takes the backbones from the
 # configs, without heads: those are the same for all three. One thread, one image at a time, no gradients:
 
 # %%
