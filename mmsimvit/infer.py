@@ -1,7 +1,5 @@
 """``python -m mmsimvit.infer``, as the pages have it."""
 from .cli.infer import main
 
-__all__ = ['main']
-
 if __name__ == '__main__':
     main()

@@ -1,6 +1,6 @@
 """The model of a config: built, with weights, and what must fit together in it."""
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +68,25 @@ def load_model(config: str | Path | Config, checkpoint: str | Path | None = None
     return revert_sync_batchnorm(model).to(get_device()).eval(), content.get('meta') or {}
 
 
+def find_dicts(node: object) -> Iterator[dict]:
+    """All dicts in a nested config, to look at or to change."""
+    if isinstance(node, dict):
+        yield node
+    for part in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from find_dicts(part)
+
+
 def check_heads(model: dict) -> None:
     """Compare the lengths of a segmentor's settings, of which MMSegmentation says nothing but that they are wrong.
-
-    Args:
-        model: its config.
 
     Raises:
         ModelError: if a head has not one number of channels for each map.
     """
-    for name in ('decode_head', 'auxiliary_head'):
-        heads = model.get(name)
-        for head in heads if isinstance(heads, (list, tuple)) else [heads] if heads else []:
-            index, channels = head.get('in_index'), head.get('in_channels')
-            if isinstance(index, (list, tuple)) and isinstance(channels, (list, tuple)) and len(index) != len(channels):
-                raise ModelError(f'the in_index of {name} is {index} and its in_channels are {channels}; there must be one '
-                                 'number of channels for each map that it takes')
+    for part in find_dicts(model):
+        index, channels = part.get('in_index'), part.get('in_channels')
+        if isinstance(index, (list, tuple)) and isinstance(channels, (list, tuple)) and len(index) != len(channels):
+            raise ModelError(f"a head's in_index is {index} and its in_channels are {channels}; there must be one number of "
+                             'channels for each map that it takes')
 
 
 def check_channels(model: nn.Module) -> None:

@@ -1,7 +1,5 @@
 """``python -m mmsimvit.test``, as the pages have it."""
 from .cli.test import main
 
-__all__ = ['main']
-
 if __name__ == '__main__':
     main()

@@ -1,7 +1,5 @@
 """``python -m mmsimvit.train``, as the pages have it."""
 from .cli.train import main
 
-__all__ = ['main']
-
 if __name__ == '__main__':
     main()

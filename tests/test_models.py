@@ -46,7 +46,7 @@ def test_widths_that_do_not_fit_are_named_with_those_that_do(name, changes, mess
 def test_maps_and_channels_of_other_numbers():
     cfg = Config.fromfile(find_config('upernet_simvit_micro_shapes'))
     cfg.model.decode_head.in_index = [0, 1]
-    with pytest.raises(ModelError, match=r'in_index of decode_head is \[0, 1\] and its in_channels are \[32, 64, 160, 256\]'):
+    with pytest.raises(ModelError, match=r"a head's in_index is \[0, 1\] and its in_channels are \[32, 64, 160, 256\]"):
         build_model(cfg)
 
 

@@ -3,11 +3,14 @@ import importlib.util
 from collections.abc import Sequence
 from copy import deepcopy
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel, BaseModule
@@ -18,9 +21,6 @@ from ..backbones import PyramidBackbone
 from ..backbones.simvit import Attention, CentralAttention
 from ..datasets.unwrap import unwrap_dataset
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Not `pip install grad-cam`: that brings opencv-python-headless, which overwrites the files of MMCV's opencv-python.
 INSTALL_GRAD_CAM = 'pip install scikit-learn tqdm ttach && pip install --no-deps grad-cam'
@@ -151,27 +151,21 @@ def get_principal_components(features: Tensor) -> np.ndarray:
     return found.unflatten(0, features.shape[1:]).numpy()
 
 
-def get_window_weights(attention: CentralAttention, x: Tensor, row: int, column: int) -> Tensor:
-    """The weights ``(heads, k, k)`` with which a token attends to its window, those on zeros outside of the map included.
+def get_token_weights(attention: Attention | CentralAttention, x: Tensor, row: int, column: int) -> Tensor:
+    """The weights with which a token attends: ``(heads, k, k)`` to its window, those on zeros outside of the map included, in
+    central attention; ``(heads, H, W)`` to all in full attention.
 
     Args:
         attention: the module.
         x: what it takes, ``(1, H, W, C)``.
         row, column: of the token.
     """
-    size, heads = attention.kernel_size, attention.num_heads
-    query = attention.q(x[0, row, column]).unflatten(-1, (heads, -1))  # (heads, C / heads)
-    key = F.pad(attention.kv(x[0]).chunk(2, -1)[0], (0, 0) + (size // 2, ) * 4)
-    key = key[row:row + size, column:column + size].unflatten(-1, (heads, -1))
-    logits = torch.einsum('nd,hwnd->nhw', query, key) * query.shape[-1]**-0.5
-    return logits.flatten(1).softmax(-1).view_as(logits)
-
-
-def get_token_weights(attention: Attention, x: Tensor, row: int, column: int) -> Tensor:
-    """The weights ``(heads, H, W)`` with which a token attends to all; arguments as for ``get_window_weights``."""
-    query = attention.q(x[0, row, column]).unflatten(-1, (attention.num_heads, -1))
-    key = attention.kv(x[0]).chunk(2, -1)[0].unflatten(-1, (attention.num_heads, -1))
-    logits = torch.einsum('nd,hwnd->nhw', query, key) * query.shape[-1]**-0.5
+    query = attention.q(x[0, row, column]).unflatten(-1, (attention.num_heads, -1))  # (heads, C / heads)
+    key = attention.kv(x[0]).chunk(2, -1)[0]
+    if isinstance(attention, CentralAttention):
+        size = attention.kernel_size
+        key = F.pad(key, (0, 0) + (size // 2, ) * 4)[row:row + size, column:column + size]
+    logits = torch.einsum('nd,hwnd->nhw', query, key.unflatten(-1, query.shape)) * query.shape[-1]**-0.5
     return logits.flatten(1).softmax(-1).view_as(logits)
 
 
@@ -209,11 +203,8 @@ def get_pixel_attention(backbone: BaseModule, view: View, column: int, row: int,
         stride = backbone.stage_strides[stage - 1]
         i, j = row // stride, column // stride
         kernel_size = getattr(attention, 'kernel_size', None)
-        if kernel_size is None:
-            top, left, weights = 0, 0, get_token_weights(attention, x, i, j)
-        else:
-            top, left = i - kernel_size // 2, j - kernel_size // 2
-            weights = get_window_weights(attention, x, i, j)
+        top, left = (i - kernel_size // 2, j - kernel_size // 2) if kernel_size else (0, 0)
+        weights = get_token_weights(attention, x, i, j)
         rows, columns = (np.arange(size) + start for size, start in zip(weights.shape[1:], (top, left)))
         inside = ((rows >= 0) & (rows < x.shape[1]))[:, None] & (columns >= 0) & (columns < x.shape[2])
         found.append(PixelAttention(stage, number, kernel_size, stride, i, j, top, left, weights.detach().cpu().numpy(),
@@ -248,9 +239,8 @@ def get_grad_cam(model: BaseModel, view: View, classes: Sequence[str], wanted: s
         raise DataError(f'--grad-cam needs pytorch-grad-cam, which is not installed; {INSTALL_GRAD_CAM}')
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
-    network = _Scores(model)
     with torch.no_grad():
-        scores = network(view.inputs)[0]  # (classes, ...)
+        scores = model(view.inputs)[0]  # (classes, ...)
     labels = scores.argmax(0)
     found, counts = labels.unique(return_counts=True)
     if wanted is None:
@@ -271,7 +261,7 @@ def get_grad_cam(model: BaseModel, view: View, classes: Sequence[str], wanted: s
     # From the input on, so that a frozen backbone has gradients too.
     stage = model.backbone.stages[-1]
     last, from_last = (stage.norm, lambda x: x.permute(0, 3, 1, 2)) if model.backbone.carries_norms else (stage, None)
-    heat, = GradCAM(network, [last], reshape_transform=from_last)(view.inputs.clone().requires_grad_(), [target])
+    heat, = GradCAM(model, [last], reshape_transform=from_last)(view.inputs.clone().requires_grad_(), [target])
     return classes[label], heat
 
 
@@ -279,25 +269,13 @@ def _some(names: Sequence[str]) -> str:
     return ', '.join(names[:20]) + (f' and {len(names) - 20} more' if len(names) > 20 else '')
 
 
-class _Scores(nn.Module):
-    """A model that gives the scores of its head."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x, mode='tensor')
-
-
-def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> 'Figure':
+def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> Figure:
     """A matplotlib figure: the image, and for each stage the mean over its channels and its principal components.
 
     Args:
         view: the input of the network.
         maps: the stride and the map ``(C, h, w)`` of each stage, from ``get_feature_maps``.
     """
-    from matplotlib.figure import Figure
     height, width = view.image.shape[:2]
     size = 2.6 * max(width / height, 0.75)
     figure = Figure(figsize=(size * (len(maps) + 1), 2 * (2.6 + 0.5)), layout='constrained')
@@ -322,15 +300,12 @@ def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> 'Figure
     return figure
 
 
-def draw_pixel_attention(view: View, pixel: tuple[int, int], found: PixelAttention) -> 'Figure':
+def draw_pixel_attention(view: View, pixel: tuple[int, int], found: PixelAttention) -> Figure:
     """A matplotlib figure: on the left the image, on the right the weights over it, their mean over the heads and each head's.
 
     A window's mean is also shown on the left, where it lies; on the right it is enlarged, with the weights as numbers.
     ``pixel`` is x, y in the file.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
     heads, rows, columns = found.weights.shape
     panels = {f'head {head + 1}': (weights, found.outside[head]) for head, weights in enumerate(found.weights)}
     if heads > 1:
@@ -390,9 +365,8 @@ def _pale(image: np.ndarray) -> np.ndarray:
     return 128 + image.mean(-1) / 2
 
 
-def draw_grad_cam(view: View, heat: np.ndarray, title: str) -> 'Figure':
+def draw_grad_cam(view: View, heat: np.ndarray, title: str) -> Figure:
     """A matplotlib figure: the image, and Grad-CAM's map ``(H, W)`` over it."""
-    from matplotlib.figure import Figure
     height, width = view.image.shape[:2]
     figure = Figure(figsize=(2 * 3.6 * max(width / height, 0.6) + 0.8, 4.2), layout='constrained')
     plain, overlaid = figure.subplots(1, 2)

@@ -5,6 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 
 from ..config_files import find_config
@@ -36,7 +43,6 @@ def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
     Raises:
         ValueError: if nothing was logged in ``work_dir``.
     """
-    from matplotlib.figure import Figure
     records = read_scalars(work_dir)
     losses = {record['step']: record['loss'] for record in records if 'loss' in record}
     scores = validation_scores(records)
@@ -131,7 +137,6 @@ def draw_classifications(config: str | Path, checkpoint: str | Path, out_file: s
         num_images, columns: how many images, in how many columns.
     """
     import mmcv
-    from matplotlib.figure import Figure
     found = list(_predictions(config, checkpoint, num_images, spread=True))
     rows = -(-len(found) // columns)
     figure = Figure(figsize=(1.4 * columns, 1.7 * rows), layout='constrained')
@@ -148,11 +153,6 @@ def draw_classifications(config: str | Path, checkpoint: str | Path, out_file: s
 def _predictions(config: str | Path, checkpoint: str | Path, num_images: int,
                  spread: bool = False) -> Iterator[tuple[BaseDataElement, Any]]:
     """The data samples of validation images with what a model predicts, each with its dataset."""
-    import torch
-    from mmengine.config import Config
-    from mmengine.dataset import pseudo_collate
-    from mmengine.registry import DATASETS, DefaultScope
-
     cfg = Config.fromfile(find_config(str(config)))
     model, _ = load_model(cfg, checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -182,9 +182,6 @@ def _write_grid(tiles: list[np.ndarray], columns: int, out_file: str | Path, leg
 
 def _legend(colours: dict[str, Any], width: int) -> np.ndarray:
     """Names beside their colours, in as many lines as the width in pixels asks for; an RGB picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
     columns = max(width // (70 + 9 * max(map(len, colours))), 1)  # pixels of patch and space, and of a letter
     figure = Figure(figsize=((width + 0.5) / 100, 0.3 * -(-len(colours) // columns) + 0.1), dpi=100)  # which is rounded down
     figure.legend(handles=[Patch(color=np.divide(colour, 255), label=name) for name, colour in colours.items()], ncols=columns,
@@ -197,7 +194,6 @@ def _legend(colours: dict[str, Any], width: int) -> np.ndarray:
 def _enlarged(instances: InstanceData, masks: np.ndarray, zoom: float, size: tuple[int, int]) -> InstanceData:
     """Instances, with boxes and masks for an image ``zoom`` times as large, as the visualizer wants them."""
     import mmcv
-    import torch
     instances.bboxes = torch.from_numpy(np.asarray(instances.bboxes) * zoom)
     instances.labels = torch.from_numpy(np.asarray(instances.labels))
     instances.masks = np.stack([mmcv.imresize(mask.astype(np.uint8), size, interpolation='nearest').astype(bool)

@@ -26,12 +26,12 @@ SETTINGS = {'activation_checkpointing', 'efficient_conv_bn_eval', 'find_unused_p
             'tta_model', 'tta_pipeline'}
 
 
-def add_model_arguments(parser: ArgumentParser) -> None:
-    """Add what ``load_config`` reads."""
-    parser.add_argument('config', help='config file')
+def add_options(parser: ArgumentParser) -> None:
+    """Add ``--cfg-options``, and defaults of all else that ``load_config`` reads beside ``config``."""
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, such as model.backbone.arch=small')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)  # which load_config asks for, too
+                        help='settings that replace those of the config, such as model.backbone.arch=small or '
+                        'optim_wrapper.optimizer.lr=1e-4; a list is written key="[a,b]" or key=a,b, a tuple key="(a,b)"')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
 
 
 def at_least_one(word: str) -> int:
@@ -48,11 +48,9 @@ def at_least_one(word: str) -> int:
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add what the command lines for training and testing both take, and ``load_config`` reads."""
     parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go; ./work_dirs/<config name> by default')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, such as optim_wrapper.optimizer.lr=1e-4; a '
-                        'list is written key="[a,b]" or key=a,b, a tuple key="(a,b)"')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    add_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, help='set by torch.distributed.launch')
 
 
 def load_config(args: Namespace, whole: bool = False) -> Config:

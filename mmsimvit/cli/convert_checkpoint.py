@@ -14,6 +14,7 @@ from ..weights import convert_head, convert_state_dict, find_arch, find_systems,
 from .errors import one_line_errors
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Convert what a command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -24,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--with-head', action='store_true',
                         help="keep a classifier's last layer: a file for the test tool and our ImageNet config")
     args = parser.parse_args(argv)
-    with one_line_errors():
-        convert(args.src, args.dst, args.system, args.with_head)
+    convert(args.src, args.dst, args.system, args.with_head)
 
 
 def convert(src: str, dst: str, system: str, with_head: bool = False) -> None:

@@ -36,6 +36,7 @@ TASKS = dict(
 )
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Train, evaluate and draw; end with an error if too little was learnt."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,13 +57,12 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if train.returncode:
         sys.exit('error: training ended early, see above; the same command goes on from the last whole epoch')
-    with one_line_errors():
-        checkpoint = find_whole_checkpoint(work_dir)
-        if checkpoint is None:
-            sys.exit(f'error: training left no checkpoint in {work_dir}')
-        metrics = test([config, checkpoint, '--work-dir', str(work_dir / 'test')])
-        draw_curves(work_dir, work_dir / 'curves.png')
-        task.draw(config, checkpoint, work_dir / 'predictions.png')
+    checkpoint = find_whole_checkpoint(work_dir)
+    if checkpoint is None:
+        sys.exit(f'error: training left no checkpoint in {work_dir}')
+    metrics = test([config, checkpoint, '--work-dir', str(work_dir / 'test')])
+    draw_curves(work_dir, work_dir / 'curves.png')
+    task.draw(config, checkpoint, work_dir / 'predictions.png')
     # A detector's scores are absent if it found nothing.
     scores = {name: (metrics.get(key, 0.) / scale, usual, least) for key, (name, scale, usual, least) in task.scores.items()}
     print('\n' + ', '.join(f'{name} {score:.3f} (usually {usual})' for name, (score, usual, _) in scores.items())

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..analysis.export import INSTALL, PARTS, Exportable, compare, describe, export_onnx
 from ..errors import ModelError
 from ..models import build_model
-from .config import add_model_arguments, at_least_one, load_config
+from .config import add_options, at_least_one, load_config
 from .errors import one_line_errors
 
 TOLERANCE = 1e-3  # relative to the spread of the outputs
@@ -26,7 +26,8 @@ TOLERANCE = 1e-3  # relative to the spread of the outputs
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser.add_argument('config', help='config file')
+    add_options(parser)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file, of the whole model or of the exported part; without '
                         "it, the weights are those that the config's training starts from")
     parser.add_argument('--out', required=True, type=Path, metavar='FILE', help='the ONNX file to write')
@@ -38,25 +39,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Export what a command line asks for."""
+    """Export what a command line asks for.
+
+    Raises:
+        ModelError: if ONNX Runtime computes something else.
+    """
     args = parse_args(argv)
     if args.out.suffix != '.onnx':
         sys.exit(f'error: --out writes an ONNX file, so its name must end in .onnx, got {args.out}')
     if not (find_spec('onnx') and find_spec('onnxscript')):
         sys.exit(f'error: the export needs packages that are not installed; {INSTALL}')
     warnings.filterwarnings('ignore')  # of the exporter, about itself
-    with one_line_errors():
-        export(args)
-
-
-def export(args: argparse.Namespace) -> None:
-    """Export what a command line asks for.
-
-    Raises:
-        CheckpointError: if the weights cannot be read, or do not fit.
-        ModelError: if the model, or this part of it, has no ONNX form here, or ONNX Runtime computes something else.
-    """
     cfg = load_config(args)
     model = build_model(cfg)
     exportable = Exportable(model, args.part).eval()

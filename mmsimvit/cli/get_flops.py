@@ -7,7 +7,7 @@ from rich.table import Table
 
 from ..engine.complexity import Complexity, count_complexity
 from ..models import build_model
-from .config import add_model_arguments, at_least_one, load_config
+from .config import add_options, at_least_one, load_config
 from .errors import one_line_errors
 
 SHAPES = dict(mmdet=(800, 1280), mmseg=(512, 512), mmpretrain=(224, 224))  # at which counts are usually given
@@ -16,7 +16,8 @@ SHAPES = dict(mmdet=(800, 1280), mmseg=(512, 512), mmpretrain=(224, 224))  # at 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser)
+    parser.add_argument('config', help='config file')
+    add_options(parser)
     parser.add_argument('--shape', nargs=2, type=at_least_one, metavar=('H', 'W'),
                         help='height and width of the image that the backbone gets, in pixels; 800 1280 for detectors, '
                         '512 512 for segmentors, 224 224 for classifiers by default')
@@ -25,15 +26,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Count a config's model and print the table."""
     args = parse_args(argv)
-    with one_line_errors():
-        cfg = load_config(args)
-        model = build_model(cfg)
-        shape = tuple(args.shape or SHAPES.get(cfg.get('default_scope'), (224, 224)))
-        with Console(stderr=True).status('counting'):
-            found = count_complexity(model, shape, args.proposals)
+    cfg = load_config(args)
+    model = build_model(cfg)
+    shape = tuple(args.shape or SHAPES.get(cfg.get('default_scope'), (224, 224)))
+    with Console(stderr=True).status('counting'):
+        found = count_complexity(model, shape, args.proposals)
     print_table(found, f'{Path(args.config).name}: one image of {shape[0]} x {shape[1]} pixels')
 
 

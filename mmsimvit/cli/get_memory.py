@@ -8,14 +8,15 @@ from pathlib import Path
 
 from ..analysis.memory import measure_training_memory
 from ..models import build_model
-from .config import add_model_arguments, at_least_one, load_config
+from .config import add_options, at_least_one, load_config
 from .errors import one_line_errors
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser.add_argument('config', help='config file')
+    add_options(parser)
     parser.add_argument('--shape', nargs=2, type=at_least_one, metavar=('H', 'W'), default=[800, 1344],
                         help='height and width of the images, in pixels (default: 800 1344, a padded 800 x 1333); what the '
                         "config's training would pad is padded here, too")
@@ -24,12 +25,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Measure a config's model and print the sum."""
     args = parse_args(argv)
-    with one_line_errors():
-        cfg = load_config(args)
-        found = measure_training_memory(build_model(cfg), cfg.default_scope, args.batch_size, tuple(args.shape))
+    cfg = load_config(args)
+    found = measure_training_memory(build_model(cfg), cfg.default_scope, args.batch_size, tuple(args.shape))
     if found.shape != tuple(args.shape):
         print(f'{args.shape[0]} x {args.shape[1]} pixels are padded to {found.shape[0]} x {found.shape[1]}, as the '
               'data_preprocessor of the config does when it trains')

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.infer import BaseInferencer
 from mmengine.logging import MMLogger, print_log
@@ -41,7 +41,7 @@ from ..engine.work_dir import check_work_dir
 from ..errors import DataError
 from ..files import atomic_write
 from ..weights import load_file, match_checkpoint
-from .config import load_config
+from .config import add_options, load_config
 from .errors import one_line_errors
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
@@ -88,9 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         '(%(default)s by default)')
     parser.add_argument('--allow-partial', action='store_true',
                         help='predict with a checkpoint that lacks parameters of the model, too, or has some of another shape')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='settings that replace those of the config, such as model.test_cfg.rcnn.score_thr=0.01')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)  # which load_config asks for, too
+    add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -305,28 +303,28 @@ def _existing_device(name: str) -> str:
     return name
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Predict on the images of a command line, and exit with an error if some were left out."""
     args = parse_args(argv)
-    with one_line_errors():
-        cfg = configure(args)
-        out_dir = args.out_dir or Path(cfg.work_dir, 'predictions')
-        images = find_images(args.images, out_dir)
-        check_work_dir(out_dir)
-        predictor = Predictor(cfg, args.checkpoint, args.device, whole=not args.allow_partial)
-        left_out, found = [], 0
-        with Progress() as progress:
-            task = progress.add_task('predicting', total=len(images))
-            pictures = (decode(*image) for image in images)
-            for size, group in groupby(pictures, lambda picture: None if picture.pixels is None else picture.pixels.shape):
-                while batch := list(islice(group, args.batch_size)):
-                    samples = []
-                    with suppress(cv2.error):  # of the pipeline, as for an image so thin that its resize leaves nothing
-                        samples = predictor.predict(batch) if size else []
-                    for picture, sample in zip(batch, samples):
-                        found += predictor.write(picture, sample, args.score_thr, out_dir)
-                    left_out += [] if samples else [picture.name for picture in batch]
-                    progress.advance(task, len(batch))
+    cfg = configure(args)
+    out_dir = args.out_dir or Path(cfg.work_dir, 'predictions')
+    images = find_images(args.images, out_dir)
+    check_work_dir(out_dir)
+    predictor = Predictor(cfg, args.checkpoint, args.device, whole=not args.allow_partial)
+    left_out, found = [], 0
+    with Progress() as progress:
+        task = progress.add_task('predicting', total=len(images))
+        pictures = (decode(*image) for image in images)
+        for size, group in groupby(pictures, lambda picture: None if picture.pixels is None else picture.pixels.shape):
+            while batch := list(islice(group, args.batch_size)):
+                samples = []
+                with suppress(cv2.error):  # of the pipeline, as for an image so thin that its resize leaves nothing
+                    samples = predictor.predict(batch) if size else []
+                for picture, sample in zip(batch, samples):
+                    found += predictor.write(picture, sample, args.score_thr, out_dir)
+                left_out += [] if samples else [picture.name for picture in batch]
+                progress.advance(task, len(batch))
     print(f'predictions on {len(images) - len(left_out)} of {len(images)} images are in {out_dir}')
     if not found and len(left_out) < len(images):
         print(f'no instance has a score of {args.score_thr} or more: --score-thr takes a lower one; after a short training '

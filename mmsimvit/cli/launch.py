@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..engine.fsdp import SHARDED_STRATEGY
+from ..models import find_dicts
 
 # What tells a process its place, by launcher: its number, how many there are, its number on this machine.
 LAUNCHER_ENV = {
@@ -84,15 +85,9 @@ def _run_on_cpu(cfg: Config) -> None:
         place['model_wrapper' if strategy else 'model_wrapper_cfg'] = wrapper
     if cfg.get('sync_bn'):
         cfg.sync_bn = None
-    if replaced := _replace_sync_bn(cfg.get('model') or {}):
-        print_log(f'no accelerator: {replaced} SyncBN in the config became BN, each process normalises by itself', 'current')
-
-
-def _replace_sync_bn(node: object) -> int:
-    """Turn SyncBN into BN in a nested config; give how often."""
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    replaced = sum(map(_replace_sync_bn, parts))
-    if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN'):
-        node['type'] = 'BN'
-        replaced += 1
-    return replaced
+    replaced = [part for part in find_dicts(cfg.get('model')) if part.get('type') in ('SyncBN', 'MMSyncBN')]
+    for part in replaced:
+        part['type'] = 'BN'
+    if replaced:
+        print_log(f'no accelerator: {len(replaced)} SyncBN in the config became BN, each process normalises by itself',
+                  'current')

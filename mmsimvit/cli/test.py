@@ -92,21 +92,21 @@ def _augment(cfg: Config, args: argparse.Namespace) -> None:
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Evaluate, and give the metrics."""
     args = parse_args(argv)
-    with one_line_errors():
-        cfg = configure(args)
-        cfg.pop('strategy', None)  # which is for training
-        init_dist(cfg)
-        check_work_dir(cfg.work_dir)
-        if args.out is not None:
-            check_work_dir(Path(args.out).parent)
-        check_data(cfg, ('test', ))
-        runner = build_runner(cfg)
-        if args.out is not None:
-            kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-            runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
-        metrics = runner.test()
-        cleanup_dist()
-        return metrics
+    cfg = configure(args)
+    cfg.pop('strategy', None)  # which is for training
+    init_dist(cfg)
+    check_work_dir(cfg.work_dir)
+    if args.out is not None:
+        check_work_dir(Path(args.out).parent)
+    check_data(cfg, ('test', ))
+    runner = build_runner(cfg)
+    if args.out is not None:
+        kind = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+        runner.test_evaluator.metrics.append(METRICS.build(dict(type=kind, out_file_path=args.out)))
+    metrics = runner.test()
+    cleanup_dist()
+    return metrics

@@ -16,6 +16,7 @@ from ..engine import build_runner, find_whole_checkpoint
 from ..engine.fsdp import SHARDED_STRATEGY
 from ..engine.work_dir import check_work_dir, write_checkpoints_whole
 from ..errors import ConfigError
+from ..models import find_dicts
 from ..weights import load_file
 from .config import (
     CLASSES_HOOK,
@@ -66,7 +67,9 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.dtype = args.amp_dtype or cfg.optim_wrapper.get('dtype', 'float16')
         if cfg.optim_wrapper.dtype == 'bfloat16':  # it has the range of float32
             cfg.optim_wrapper.setdefault('loss_scale', dict(enabled=False))
-        use_float32_rois(cfg.get('model') or {}, cfg.optim_wrapper.dtype)
+            for part in find_dicts(cfg.get('model')):  # MMCV has no RoIAlign for it
+                if part.get('type') in ('SingleRoIExtractor', 'mmdet.SingleRoIExtractor'):
+                    part['type'] = FLOAT32_ROI_EXTRACTOR
     elif args.amp_dtype:
         raise SystemExit(f'error: --amp-dtype {args.amp_dtype} says in which type --amp computes; give both')
     if (cfg.get('strategy') or {}).get('type') in ('FSDPStrategy', SHARDED_STRATEGY):
@@ -82,7 +85,7 @@ def configure(args: argparse.Namespace) -> Config:
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise SystemExit(f'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} does not '
-                             'have; add auto_scale_lr=dict(base_batch_size=...), the batch size that its rate is for')
+                             'have; add auto_scale_lr=dict(base_batch_size=...), the batch size that its learning rate is for')
         cfg.auto_scale_lr.enable = True
     check_optimizer(cfg)
     add_hook(cfg, CLASSES_HOOK)
@@ -108,15 +111,6 @@ def configure(args: argparse.Namespace) -> Config:
         backbone.pop('init_cfg', None)  # its weights are in the checkpoint, and the file may be gone
     check_initial_weights(backbone)
     return cfg
-
-
-def use_float32_rois(node: object, dtype: str) -> None:
-    """Have a two-stage detector's RoI features computed in float32 if autocast has bfloat16, for which MMCV has no RoIAlign."""
-    extractors = ('SingleRoIExtractor', 'mmdet.SingleRoIExtractor')
-    if isinstance(node, dict) and dtype == 'bfloat16' and node.get('type') in extractors:
-        node['type'] = FLOAT32_ROI_EXTRACTOR
-    for part in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
-        use_float32_rois(part, dtype)
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -148,21 +142,21 @@ def check_initial_weights(backbone: dict) -> None:
         MODELS.build(backbone).check_pretrained()
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> torch.nn.Module:
     """Train, and give the trained model."""
     args = parse_args(argv)
-    with one_line_errors():
-        cfg = configure(args)
-        # Of depth-wise kernels, (C, 1, 3, 3), whose strides differ in the axis of one element alone.
-        warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
-        init_dist(cfg)
-        check_work_dir(cfg.work_dir)
-        write_checkpoints_whole()
-        check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train', ))
-        try:
-            model = build_runner(cfg).train()
-        except KeyboardInterrupt:
-            print(f'interrupted; --resume goes on from the last checkpoint in {cfg.work_dir}, if there is one', file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
-        cleanup_dist()
-        return model
+    cfg = configure(args)
+    # Of depth-wise kernels, (C, 1, 3, 3), whose strides differ in the axis of one element alone.
+    warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
+    init_dist(cfg)
+    check_work_dir(cfg.work_dir)
+    write_checkpoints_whole()
+    check_data(cfg, ('train', 'val') if cfg.get('val_cfg') else ('train', ))
+    try:
+        model = build_runner(cfg).train()
+    except KeyboardInterrupt:
+        print(f'interrupted; --resume goes on from the last checkpoint in {cfg.work_dir}, if there is one', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    cleanup_dist()
+    return model

@@ -19,7 +19,7 @@ from mmengine.registry import DefaultScope
 
 from ..analysis import feature_maps
 from ..models import load_model
-from .config import add_model_arguments, load_config
+from .config import add_options, load_config
 from .errors import one_line_errors
 from .infer import find_classes
 
@@ -27,7 +27,8 @@ from .infer import find_classes
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    parser.add_argument('config', help='config file')
+    add_options(parser)
     parser.add_argument('image', type=Path, help='image file')
     parser.add_argument('--checkpoint', metavar='CKPT',
                         help='checkpoint file; without it, the weights are those of init_cfg, or random')
@@ -46,15 +47,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Draw what a command line asks for."""
     args = parse_args(argv)
-    with one_line_errors():
-        torch.manual_seed(0)  # for weights that no checkpoint gives
-        cfg = load_config(args)
-        model, meta = load_model(cfg, args.checkpoint)
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-            visualize(args, cfg, model, meta)
+    torch.manual_seed(0)  # for weights that no checkpoint gives
+    cfg = load_config(args)
+    model, meta = load_model(cfg, args.checkpoint)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+        visualize(args, cfg, model, meta)
 
 
 def visualize(args: argparse.Namespace, cfg: Config, model: BaseModel, meta: dict) -> None:

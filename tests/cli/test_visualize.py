@@ -21,7 +21,6 @@ from mmsimvit.analysis.feature_maps import (
     get_pixel_attention,
     get_principal_components,
     get_token_weights,
-    get_window_weights,
     read_image,
 )
 from mmsimvit.cli.visualize import main
@@ -90,7 +89,7 @@ def test_window_weights_give_the_attention_of_the_module_and_of_the_reference(st
     reference = central_attention(attention.q(x), key, value, heads, kernel_size, (x.shape[-1] / heads)**-0.5, 0.)
     padded = F.pad(value[0], (0, 0) + (kernel_size // 2, ) * 4)
     for row, column in ((0, 0), (x.shape[1] - 1, x.shape[2] - 1), (2, 1), (0, 3)):
-        weights = get_window_weights(attention, x, row, column)
+        weights = get_token_weights(attention, x, row, column)
         assert weights.shape == (heads, kernel_size, kernel_size)
         assert weights.sum((1, 2)).tolist() == pytest.approx([1] * heads, abs=1e-12)
         values = padded[row:row + kernel_size, column:column + kernel_size].unflatten(-1, (heads, -1))

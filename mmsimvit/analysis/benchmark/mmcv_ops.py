@@ -53,10 +53,11 @@ def mmcv_cases(names: list[str], device: torch.device) -> Iterator[tuple[str, Ca
         return [Candidate(name, partial(with_implementation, module), inputs, device, can_train)
                 for name, module in implementations(names).items()]
 
-    for title, make, can_train in (('nms, 2000 boxes', _make_nms, False), ('soft_nms, 2000 boxes', _make_soft_nms, False),
+    for title, make, can_train in (('nms, 2000 boxes', partial(_make_nms, name='nms'), False),
+                                   ('soft_nms, 2000 boxes', partial(_make_nms, name='soft_nms'), False),
                                    ('roi_align, 512 RoIs of 2x256x200x336, 7x7', _make_roi_align, True),
-                                   ('deform_conv, 2x128x50x84', _make_deform_conv, True),
-                                   ('modulated_deform_conv, 2x128x50x84', _make_modulated_deform_conv, True),
+                                   ('deform_conv, 2x128x50x84', partial(_make_deform_conv, modulated=False), True),
+                                   ('modulated_deform_conv, 2x128x50x84', partial(_make_deform_conv, modulated=True), True),
                                    ('psamask, 2x225x16x16', _make_psa_mask, True),
                                    ('Mask R-CNN SimViT-micro, 2x512x512', _make_mask_rcnn, True)):
         yield title, partial(candidates, make, can_train)
@@ -68,16 +69,10 @@ def _random_boxes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cat([corner, corner + 8 + 200 * torch.rand(count, 2)], 1).to(device), torch.rand(count, device=device)
 
 
-def _make_nms(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_nms(device: torch.device, name: str) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
     boxes, scores = _random_boxes(2000, device)
-    return lambda: ops.nms(boxes, scores, 0.7), []
-
-
-def _make_soft_nms(device: torch.device) -> tuple[Callable, list[Tensor]]:
-    from mmcv import ops
-    boxes, scores = _random_boxes(2000, device)
-    return lambda: ops.soft_nms(boxes, scores, 0.3), []
+    return lambda: getattr(ops, name)(boxes, scores, 0.7 if name == 'nms' else 0.3), []
 
 
 def _make_roi_align(device: torch.device) -> tuple[Callable, list[Tensor]]:
@@ -87,18 +82,13 @@ def _make_roi_align(device: torch.device) -> tuple[Callable, list[Tensor]]:
     return lambda: ops.roi_align(x, rois, 7, 0.25, 0, 'avg', True), [x]
 
 
-def _make_deform_conv(device: torch.device) -> tuple[Callable, list[Tensor]]:
+def _make_deform_conv(device: torch.device, modulated: bool) -> tuple[Callable, list[Tensor]]:
     from mmcv import ops
-    x, offset, weight = (torch.randn(*size, device=device, requires_grad=True)
-                         for size in ((2, 128, 50, 84), (2, 18, 50, 84), (128, 128, 3, 3)))
-    return lambda: ops.deform_conv2d(x, offset, weight, 1, 1), [x, offset, weight]
-
-
-def _make_modulated_deform_conv(device: torch.device) -> tuple[Callable, list[Tensor]]:
-    from mmcv import ops
-    x, offset, mask, weight = (torch.randn(*size, device=device, requires_grad=True) for size in (
-        (2, 128, 50, 84), (2, 18, 50, 84), (2, 9, 50, 84), (128, 128, 3, 3)))
-    return lambda: ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1), [x, offset, mask, weight]
+    sizes = (2, 128, 50, 84), (2, 18, 50, 84), *([(2, 9, 50, 84)] if modulated else []), (128, 128, 3, 3)
+    inputs = [torch.randn(*size, device=device, requires_grad=True) for size in sizes]
+    if modulated:
+        return lambda: ops.modulated_deform_conv2d(*inputs, None, 1, 1), inputs
+    return lambda: ops.deform_conv2d(*inputs, 1, 1), inputs
 
 
 def _make_psa_mask(device: torch.device) -> tuple[Callable, list[Tensor]]:
