@@ -23,8 +23,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import generate_shapes
+from mmsimvit.analysis.flops import count_complexity
 from mmsimvit.backbones import Backbone
-from mmsimvit.engine.complexity import count_complexity
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS, INDEX, PAGE = ROOT / 'docs/model_zoo.json', ROOT / 'model-index.yml', ROOT / 'docs/model_zoo.md'

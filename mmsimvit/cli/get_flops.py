@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..engine.complexity import Complexity, count_complexity
+from ..analysis.flops import Complexity, count_complexity
 from ..models import build_model
 from .config import add_options, at_least_one, load_config
 from .errors import one_line_errors

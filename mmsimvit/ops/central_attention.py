@@ -1,11 +1,13 @@
 """Multi-head central self-attention, the core of SimViT (arXiv 2112.13085, section 3.2)."""
 from collections.abc import Sequence
 from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import backends, composite, eager, reference
 
@@ -88,6 +90,18 @@ def _(query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_s
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor | None, num_heads: int, kernel_size: int, scale: float,
       backend: str) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value) if x is not None]
+
+
+# Multiplications and additions of whole windows, as a dense product of the same shapes counts them.
+@register_flop_formula(torch.ops.mmsimvit.central_attention)
+def _flops(query: torch.Size, key: torch.Size, value: torch.Size | None, num_heads: int, kernel_size: int, *_: object,
+           **__: object) -> int:
+    return 2 * 2 * prod(query) * kernel_size**2  # logits, weighted sum
+
+
+@register_flop_formula(torch.ops.mmsimvit.central_attention_backward)
+def _backward_flops(grad: torch.Size, *forward: Any, **__: object) -> int:
+    return 5 * _flops(*forward) // 2  # the logits again, and gradients of weights, query, key and value
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor | list[Tensor]) -> None:

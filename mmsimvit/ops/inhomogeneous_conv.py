@@ -4,12 +4,13 @@ It is also known as involution (2103.06255). Its published implementation is a C
 map is the usual way around it, with ``kernel_size ** 2`` copies. Here nothing is unfolded: each tap is a shifted view.
 """
 from collections.abc import Callable, Iterator, Sequence
-from math import isqrt
+from math import isqrt, prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .backends import is_exporting
 
@@ -124,6 +125,16 @@ def _(x: Tensor, kernels: Tensor, groups: int) -> Tensor:
 @_inhomogeneous_conv_backward.register_fake
 def _(grad: Tensor, x: Tensor, kernels: Tensor, groups: int) -> list[Tensor]:
     return [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, kernels)]
+
+
+@register_flop_formula(torch.ops.mmsimvit.inhomogeneous_conv)
+def _flops(x: torch.Size, kernels: torch.Size, groups: int, **_: object) -> int:
+    return 2 * prod(x) * (kernels[1] // groups)
+
+
+@register_flop_formula(torch.ops.mmsimvit.inhomogeneous_conv_backward)
+def _backward_flops(grad: torch.Size, *forward: Any, **_: object) -> int:
+    return 2 * _flops(*forward)  # gradients of map and kernels
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor | list[Tensor]) -> None:

@@ -6,13 +6,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmsimvit import SimViT
+from mmsimvit.analysis.flops import count_complexity
 from mmsimvit.backbones import simvit
-from mmsimvit.cli.get_flops import main
-from mmsimvit.engine.complexity import count_complexity
 from mmsimvit.errors import ModelError
-from tests.conftest import ROOT, run
+from mmsimvit.ops import central_attention
+from mmsimvit.ops.inhomogeneous_conv import inhomogeneous_conv
+from tests.conftest import ROOT
 
 # The paper's table: widths, depths, ratios of the FFN; and the published GMACs at 224 x 224.
 ARCHS = {
@@ -27,26 +29,29 @@ NUM_HEADS, STRIDES = (1, 2, 5, 8), (4, 8, 16, 32)
 
 
 def derive(arch, height, width):
-    """(stage, kind) -> parameters, MACs and activations of SimViT, as the paper describes it."""
+    """(stage, module) -> parameters, MACs and activations of SimViT, as the paper describes it."""
     found, previous, previous_stride = {}, 3, 1
     for stage, (dims, depth, ratio, heads, stride) in enumerate(zip(*ARCHS[arch][:3], NUM_HEADS, STRIDES)):
         pixels, hidden, patch = ceil(height / stride) * ceil(width / stride), ratio * dims, (stride // previous_stride)**2
         seen = 9 if stage < 3 else pixels  # the window of 3 x 3 pixels; the whole map in the last stage
-        found[stage, 'patch embedding'] = (dims * previous * patch + dims, pixels * dims * previous * patch, pixels * dims)
-        # Query, key, value and output: four layers as wide as the map.
-        found[stage, 'attention projections'] = (
-            depth * 4 * (dims**2 + dims), depth * pixels * 4 * dims**2, depth * pixels * 4 * dims)
-        found[stage, 'attention products'] = (0, depth * pixels * 2 * seen * dims, depth * pixels * (heads * seen + dims))
-        found[stage, 'FFN'] = (
+        # The last number is that of the norm's parameters.
+        found[stage, 'patch_embed'] = (
+            dims * previous * patch + dims + 2 * dims, pixels * dims * previous * patch, pixels * dims)
+        # Query, key, value and output, four layers as wide as the map, and two products.
+        found[stage, 'blocks.*.attn'] = (
+            depth * 4 * (dims**2 + dims), depth * pixels * (4 * dims**2 + 2 * seen * dims),
+            depth * pixels * (4 * dims + heads * seen + dims))
+        found[stage, 'blocks.*.ffn'] = (
             depth * (dims * hidden + hidden + 9 * hidden + hidden + hidden * dims + dims),
             depth * pixels * (dims * hidden + 9 * hidden + hidden * dims), depth * pixels * (hidden + hidden + dims))
-        found[stage, 'norms'] = (2 * dims * (1 + 2 * depth + 1), 0, 0)
+        found[stage, 'blocks.*.norm1'] = found[stage, 'blocks.*.norm2'] = (depth * 2 * dims, 0, 0)
+        found[stage, 'norm'] = (2 * dims, 0, 0)
         previous, previous_stride = dims, stride
     return found
 
 
 def by_path(parts):
-    """(stage, kind) -> the numbers of a counted backbone."""
+    """(stage, module) -> the numbers of a counted backbone."""
     found, stage = {}, None
     for part in parts:
         if part.level == 2:
@@ -160,19 +165,6 @@ def test_backbones_of_the_libraries():
     assert round(found.total.macs / 1e9, 2) == 4.09
 
 
-def test_the_table(capsys):
-    main([str(ROOT / 'configs/upernet_simvit_micro_shapes.py'), '--shape', '96', '128'])
-    out = capsys.readouterr().out
-    model = build('upernet_simvit_micro_shapes.py')
-    total = count_complexity(model, (96, 128)).total
-    line = next(line for line in out.splitlines() if 'EncoderDecoder' in line)
-    assert [cell.strip() for cell in line.strip('│ ').split('│')] == [
-        'EncoderDecoder', f'{sum(p.numel() for p in model.parameters()):,}', f'{total.macs / 1e9:.4f}',
-        f'{2 * total.macs / 1e9:.4f}', f'{total.activations / 1e6:.4f}']
-    assert 'one image of 96 x 128 pixels' in out and '1 MAC (multiply-accumulate) = 2 FLOPs' in out
-    assert 'Not run outside of training: auxiliary_head.' in out
-
-
 class Refusing(nn.Module):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         raise RuntimeError("Couldn't load custom C++ ops. Compile them anew.\nwhere it was")
@@ -184,28 +176,62 @@ def test_the_advice_in_an_error_is_kept():
         count_complexity(Refusing(), (32, 32))
 
 
-def test_bad_input_ends_with_one_line(tmp_path, capsys):
-    config = str(ROOT / 'configs/simvit_micro_shapes.py')
-    for words, message in (
-        ([config, '--shape', '224'], 'argument --shape: expected 2 arguments'),
-        ([config, '--shape', '224', '0'], "argument --shape: must be positive whole numbers, got '0'"),
-        ([config, '--shape', '224', '-8'], "argument --shape: must be positive whole numbers, got '-8'"),
-        ([config, '--shape', '2.5', '8'], "argument --shape: must be positive whole numbers, got '2.5'"),
-    ):
-        with pytest.raises(SystemExit, match='2'):
-            main(words)
-        assert message in capsys.readouterr().err.splitlines()[-1]
-    with pytest.raises(SystemExit, match=r'error: .*1x.py has no model; name the config of a detector'):
-        main([str(ROOT / 'configs/_base_/schedules/1x.py')])
-    (tmp_path / 'no_base.py').write_text("model = dict(backbone=dict(type='SimViT'))\n")
-    with pytest.raises(SystemExit, match=r"error: the model of .*no_base.py has no type; is the config's line _base_ = "):
-        main([str(tmp_path / 'no_base.py')])
-    with pytest.raises(SystemExit, match='error: ImageClassifier cannot be run on an image of 224 x 224 pixels: '):
-        broken = tmp_path / 'broken.py'
-        broken.write_text(f"_base_ = {config!r}\nmodel = dict(neck=dict(type='LinearNeck', in_channels=99, out_channels=8))\n")
-        main([str(broken)])
-    with pytest.raises(SystemExit, match='error: the in_channels of head are 99, but the maps of this SimViT have 256'):
-        main([config, '--cfg-options', 'model.head.in_channels=99'])
-    out = run(ROOT / 'tools/get_flops.py', tmp_path / 'nowhere.py', cwd=tmp_path, code=1)
-    assert out.startswith(f'error: config {tmp_path}/nowhere.py does not exist, neither as a file nor among the ')
-    assert len(out.splitlines()) == 1
+@pytest.mark.parametrize('joint', [False, True])
+def test_central_attention_is_counted_in_training(joint):
+    """Two products of whole windows forwards, five backwards, as torch counts those of its own attention."""
+    with torch.device('meta'):
+        query, *others = (torch.rand(2, 5, 6, 16 * width).requires_grad_() for width in ((1, 2) if joint else (1, 1, 1)))
+        key, value = others if len(others) == 2 else (others[0], None)
+        with FlopCounterMode(display=False) as counter:
+            central_attention(query, key, value, num_heads=2, kernel_size=5).sum().backward()
+    product = 2 * (2 * 5 * 6) * 16 * 25
+    assert {str(name): number for name, number in counter.get_flop_counts()['Global'].items()} == {
+        'mmsimvit.central_attention': 2 * product, 'mmsimvit.central_attention_backward': 5 * product}
+
+
+def test_inhomogeneous_convolution_is_counted_in_training():
+    with torch.device('meta'):
+        x, kernels = torch.rand(2, 12, 5, 6).requires_grad_(), torch.rand(2, 3 * 9, 5, 6).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            inhomogeneous_conv(x, kernels, 4).sum().backward()
+    product = 2 * (2 * 12 * 5 * 6) * 9
+    assert {str(name): number for name, number in counter.get_flop_counts()['Global'].items()} == {
+        'mmsimvit.inhomogeneous_conv': product, 'mmsimvit.inhomogeneous_conv_backward': 2 * product}
+
+
+def test_deformable_convolutions_of_mmcv_are_counted():
+    """As convolutions, if mmsimvit's operators are in use; their sampling is not counted."""
+    pytest.importorskip('mmcv')
+    from mmcv.ops import DeformConv2d, MultiScaleDeformableAttention
+
+    class Deformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = DeformConv2d(3, 8, 3, padding=1)
+            self.attention = MultiScaleDeformableAttention(embed_dims=8, num_heads=2, num_levels=1, num_points=4)
+
+        def forward(self, image):
+            maps = self.conv(image, image.new_zeros(1, 18, 10, 12))
+            tokens = maps.flatten(2).transpose(1, 2).transpose(0, 1)
+            return self.attention(tokens, value=tokens, reference_points=tokens.new_full((1, 120, 1, 2), 0.5),
+                                  spatial_shapes=torch.tensor([[10, 12]]), level_start_index=torch.tensor([0]))
+
+    found = count_complexity(Deformed(), (10, 12))
+    projections = 8 * 8 + 8 * 2 * 4 * 2 + 8 * 2 * 4 + 8 * 8  # values, places, weights, output
+    assert found.total.macs == 120 * (8 * 3 * 9 + projections)
+    assert "Not counted: MMCV's operators in MultiScaleDeformableAttention." in found.notes
+
+
+def test_what_runs_beside_the_children_is_in_a_line_of_its_own():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = SimViT('micro')
+            self.weight = nn.Parameter(torch.ones(256, 10))
+
+        def forward(self, images):
+            return self.backbone(images)[-1].mean((2, 3)) @ self.weight
+
+    found = count_complexity(Product(), (64, 64))
+    assert [tuple(part[2:]) for part in found.parts if part.name == 'other'] == [(2560, 2560, 10)]
+    assert found.total.macs == found.parts[1].macs + 2560
