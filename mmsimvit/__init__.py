@@ -13,12 +13,11 @@ The commands change more for their own process: ``train`` has checkpoints writte
 import importlib.util
 import sys
 
-# `python -m mmsimvit.doctor`, or `mmsimvit doctor`, imports this package first, and is for environments in which torch or
-# mmengine do not load.
-if not (sys.argv[:1] == ['-m'] and 'mmsimvit.doctor' in '.'.join(sys.orig_argv)):
+# `python -m mmsimvit doctor` imports this package first, and is for environments in which torch or mmengine do not load.
+if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_argv).replace('.', ' ')):
     for needed in ('torch', 'mmengine'):
         if importlib.util.find_spec(needed) is None:
-            raise ModuleNotFoundError(f'mmsimvit needs {needed}, which is not installed; python -m mmsimvit.doctor has the '
+            raise ModuleNotFoundError(f'mmsimvit needs {needed}, which is not installed; python -m mmsimvit doctor has the '
                                       'commands for all that is missing', name=needed)
     import torch
     from mmengine.utils import digit_version

@@ -36,10 +36,9 @@ def with_only(tmp_path):
 def test_without_mmengine_it_says_what_it_needs_and_the_doctor_how_to_get_it(with_only):
     out = with_only((), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1, without=['mmengine'])
     assert out.splitlines()[-1] == ('ModuleNotFoundError: mmsimvit needs mmengine, which is not installed; python -m '
-                                    'mmsimvit.doctor has the commands for all that is missing')
-    for words in (['mmsimvit.doctor'], ['mmsimvit', 'doctor']):
-        out = with_only((), '-m', *words, code=1, without=['mmengine'])
-        assert re.search(r'wrong\n.*mmengine is not installed\n.*-m pip install mmengine==', out, re.S)
+                                    'mmsimvit doctor has the commands for all that is missing')
+    out = with_only((), '-m', 'mmsimvit', 'doctor', code=1, without=['mmengine'])
+    assert re.search(r'wrong\n.*mmengine is not installed\n.*-m pip install \S*mmengine==', out, re.S)
 
 
 def test_torch_and_mmengine_give_the_backbones(with_only):
@@ -63,7 +62,7 @@ except ImportError as error:
                            str(ROOT / 'configs/simvit_t_imagenet.py')]
     assert 'LIT' in lines[-1]
     assert 'pip install torchvision' in lines[-1]
-    assert with_only((), '-m', 'mmsimvit.doctor').splitlines()[-1] == 'nothing is wrong'
+    assert with_only((), '-m', 'mmsimvit', 'doctor').splitlines()[-1] == 'nothing is wrong'
 
 
 @pytest.mark.parametrize('library', LIBRARIES)
@@ -89,11 +88,11 @@ for config in {[LIBRARIES[other][1] for other in others]}:
 def test_a_library_without_mmcv_is_told_what_it_lacks(with_only):
     out = with_only(('mmdet', 'torchvision'), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1)
     assert out.splitlines() == ['error: maskrcnn_simvit_micro_shapes is a config of mmdet, which needs mmcv, and that is not '
-                                'installed; python -m mmsimvit.doctor gives the command']
+                                'installed; python -m mmsimvit doctor gives the command']
 
 
 def test_a_missing_library_is_not_all_that_is_lacking_without_mmcv(with_only):
     out = with_only((), '-m', 'mmsimvit.train', 'maskrcnn_simvit_micro_shapes', code=1)
     assert out.splitlines() == [
         'error: maskrcnn_simvit_micro_shapes is a config of mmdet, which is not installed; pip install '
-        f'{installed_stack()["mmdet"]}; it also needs mmcv: python -m mmsimvit.doctor gives the commands']
+        f'{installed_stack()["mmdet"]}; it also needs mmcv: python -m mmsimvit doctor gives the commands']

@@ -77,12 +77,12 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     scope = cfg.get('default_scope')
     if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        more = '' if importlib.util.find_spec('mmcv') else '; it also needs mmcv: python -m mmsimvit.doctor gives the commands'
+        more = '' if importlib.util.find_spec('mmcv') else '; it also needs mmcv: python -m mmsimvit doctor gives the commands'
         raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
                          f'pip install {installed_stack()[scope]}{" ftfy regex" * (scope == "mmseg")}{more}')
     if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
-                         'python -m mmsimvit.doctor gives the command')
+                         'python -m mmsimvit doctor gives the command')
     if scope == 'mmpretrain':
         # Its configs leave this to its tools.
         for split in ('train', 'val', 'test'):
