@@ -4,7 +4,7 @@ import importlib
 import sys
 
 COMMANDS = ('train', 'test', 'infer', 'visualize', 'get_flops', 'get_memory', 'benchmark', 'export_onnx', 'convert_checkpoint',
-            'demo', 'doctor')
+            'demo', 'doctor', 'gpu_check')
 
 
 def main() -> None:
