@@ -1,219 +1,231 @@
-"""What the command lines make of a config and of errors."""
-import importlib
+"""The launch scripts, with two processes that talk through gloo where there is no GPU."""
+import json
+import os
+import pickle
 import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from mmdet.utils import register_all_modules
-from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
-from mmsimvit import ConfigError, find_config
-from mmsimvit.cli.config import CLASSES_HOOK, MATCH_HOOK, NON_FINITE_LOSS_HOOK, RESEED_HOOK
-from mmsimvit.cli.errors import explain
-from mmsimvit.cli.train import configure, parse_args
-from tests.conftest import ROOT, base_of
+from tests.conftest import ROOT, flatten, options
 
-OURS = [MATCH_HOOK, CLASSES_HOOK, RESEED_HOOK, NON_FINITE_LOSS_HOOK]
-CONFIG = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
+DETECTOR = ROOT / 'configs/maskrcnn_simvit_micro_shapes.py'
+SEGMENTOR = ROOT / 'configs/semfpn_simvit_micro_shapes.py'
+# MMDetection's evaluation shows nothing below this score, which a fresh detector does not reach.
+EVERY_SCORE = {'model.test_cfg.rcnn.score_thr': 0}
 
 
-def test_the_config_of_a_work_dir_serves_again(tmp_path):
-    """It holds the hook that the first run added; hooks of the user stay, and none at all is fine."""
-    cfg = configure(parse_args([str(CONFIG), '--work-dir', str(tmp_path)]))
-    cfg.custom_hooks.append(dict(type='EmptyCacheHook'))
-    cfg.dump(tmp_path / 'again.py')
-    again = configure(parse_args([str(tmp_path / 'again.py')]))
-    assert [hook.type for hook in again.custom_hooks] == [*OURS, 'EmptyCacheHook']
-    (tmp_path / 'none.py').write_text(f'_base_ = {str(CONFIG)!r}\ncustom_hooks = None\n')
-    assert [hook.type for hook in configure(parse_args([str(tmp_path / 'none.py')])).custom_hooks] == OURS
+def epochs(number, **changes):
+    return options(**{'train_cfg.max_epochs': number, 'train_cfg.val_interval': number, 'train_dataloader.batch_size': 2,
+                      'default_hooks.logger.interval': 1, **changes})
 
 
-def test_mmpretrain_gets_the_collation_that_its_tools_add(tmp_path):
-    (tmp_path / 'cls.py').write_text("default_scope = 'mmpretrain'\ntrain_dataloader = dict(batch_size=2)\n")
-    cfg = configure(parse_args([str(tmp_path / 'cls.py')]))
-    assert cfg.train_dataloader.collate_fn.type == 'default_collate'
+def launch(script, *words, cwd, code=0, **environment):
+    process = start(script, *words, cwd=cwd, **environment)
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == code, out[-8000:]
+    return out
 
 
-@pytest.mark.parametrize(('option', 'reason'), [
-    ('lr=3', 'there is no setting lr'), ('optim_wraper.optimizer.lr=3', 'there is no setting optim_wraper'),
-    ('max_epochs=3', 'max_epochs is a variable of the config file, and what the file made of it stays')])
-def test_an_option_that_nothing_reads_is_refused(option, reason):
-    with pytest.raises(ConfigError, match=f'^--cfg-options {option} would change nothing: {reason}; name .*optimizer.lr'):
-        configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', option]))
+def start(script, *words, cwd, **environment):
+    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', **environment)
+    return subprocess.Popen([ROOT / 'tools' / script, *map(str, words)], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, start_new_session=True)
 
 
-@pytest.mark.parametrize(('option', 'meant'), [
-    ('train_dataloader.batchsize=2', 'batchsize; did you mean batch_size'),
-    ('train_cfg.max_epoch=2', 'max_epoch; did you mean max_epochs'),
-    ('model.Backbone.arch=tiny', 'Backbone; did you mean backbone')])
-def test_an_option_that_is_misspelt_names_the_one_meant(option, meant):
-    with pytest.raises(ConfigError, match=f'^--cfg-options {option}: there is no {meant}\\?$'):
-        configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', option]))
+def scores(out):
+    """The scores of an evaluation, from the last line that has any."""
+    line = re.findall(r'Epoch\((?:val|test)\) +.*', out)[-1]
+    return {name: value for name, value in re.findall(r'(\S+): ([\d.-]+)', line) if 'time' not in name}
 
 
-@pytest.mark.parametrize(('name', 'arch'), [('retinanet_simvit_micro_custom', 'micro'), ('maskrcnn_simvit_t_coco', 'tiny')])
-def test_weights_of_the_command_line_also_where_the_config_has_none(name, arch, tmp_path):
-    torch.save(MODELS.build(dict(type='SimViT', arch=arch)).state_dict(), tmp_path / 'my.pth')
-    cfg = configure(parse_args([find_config(name), '--cfg-options', f'model.backbone.init_cfg.checkpoint={tmp_path}/my.pth']))
-    assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=f'{tmp_path}/my.pth')
+def test_two_processes_train_and_evaluate_a_detector(workspace, tmp_path):
+    """Three validation images for two processes: one of them is seen twice, and must count once."""
+    out = launch('dist_train.sh', DETECTOR, 2, '--work-dir', tmp_path, *epochs(1, **EVERY_SCORE), cwd=workspace)
+    assert len(re.findall(r'Epoch\(train\) +\[1\]\[\d/2\]', out)) == 2, 'eight images, two a step in each of two processes'
+    assert 'Grad strides do not match' not in out
+    checkpoint = tmp_path / 'epoch_1.pth'
+    one, two = (launch('dist_test.sh', DETECTOR, checkpoint, number, '--work-dir', tmp_path / f'test_{number}',
+                       '--out', tmp_path / f'{number}.pkl', *epochs(1, **EVERY_SCORE), cwd=workspace) for number in (1, 2))
+    assert scores(one) == scores(two) == scores(out)
+    assert 'coco/segm_mAP' in scores(one)
+    ours, theirs = (pickle.loads((tmp_path / f'{number}.pkl').read_bytes()) for number in (1, 2))
+    assert [found['img_id'] for found in ours] == [found['img_id'] for found in theirs] == [0, 1, 2]
+    assert all(torch.equal(a['pred_instances']['scores'], b['pred_instances']['scores']) for a, b in zip(ours, theirs))
+    assert all(len(found['pred_instances']['scores']) > 0 for found in ours)
 
 
-def test_nothing_can_be_set_in_none():
-    with pytest.raises(ConfigError, match='^--cfg-options model.backbone.init_cfg.typ=a: init_cfg is None in the config, '):
-        configure(parse_args([find_config('retinanet_simvit_micro_custom'), '--cfg-options', 'model.backbone.init_cfg.typ=a']))
+# Registered before all else, so that it runs last. Each process has a file of its own: what two print may mix.
+AT_EXIT = '''
+import atexit, os, pathlib
+def report():
+    names = []
+    for path in pathlib.Path('/proc/self/task').glob('*/comm'):
+        try:
+            names.append(path.read_text().strip())
+        except OSError:  # it has ended by now
+            continue
+    folder, rank = pathlib.Path(os.environ['THREADS_AT_EXIT']), os.environ['RANK']
+    (folder / rank).write_text(' '.join(name for name in names if 'gloo' in name))
+if 'RANK' in os.environ:
+    atexit.register(report)
+'''
 
 
-@pytest.mark.parametrize(('settings', 'line'), [
-    ({'arch': 'mikro'}, "SimViT has no arch 'mikro'; it has micro, tiny, "),
-    ({'arch': 'micro', 'kernel_size': 4}, 'SimViT: kernel_size must be odd and positive, '),
-    ({'arch': 'micro', 'pretrained': None}, r"SimViT has no argument 'pretrained', .* model=dict\(pretrained=None, .* takes"),
-    ({'arch': 'micro', '_delete_': True}, r"the config says _delete_ for SimViT, .*; is its line _base_ = '...' missing\?"),
-    ({'arch': 'micro', 'depth': 50}, r"SimViT has no argument 'depth'; if .*, backbone=dict\(_delete_=True, type='SimViT'"),
-])
-def test_what_a_backbone_refuses_is_one_line(settings, line):
-    with pytest.raises((TypeError, ValueError)) as error:
-        MODELS.build(dict(type='SimViT', **settings))
-    assert re.match(line, explain(error.value))
+def test_two_processes_give_a_segmentor_the_scores_of_one(workspace, tmp_path):
+    """And leave no thread behind that would abort them while Python shuts down."""
+    threads = tmp_path / 'threads'
+    threads.mkdir()
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site/sitecustomize.py').write_text(AT_EXIT)
+    out = launch('dist_train.sh', SEGMENTOR, 2, '--work-dir', tmp_path, *epochs(1), cwd=workspace,
+                 PYTHONPATH=str(tmp_path / 'site'), THREADS_AT_EXIT=str(threads))
+    assert {path.name: path.read_text() for path in threads.iterdir()} == {'0': '', '1': ''}
+    one = launch('dist_test.sh', SEGMENTOR, tmp_path / 'epoch_1.pth', 1, '--work-dir', tmp_path / 'one', *epochs(1),
+                 cwd=workspace)
+    assert scores(one) == scores(out)
+    assert float(scores(one)['aAcc']) > 0
 
 
-@pytest.mark.parametrize(('built', 'line'), [
-    (dict(type='SimVIT'), r'SimVIT is not in the mmdet::model registry; near to it: SimViT\b'),
-    (dict(type='Lit'), r'Lit is not in the mmdet::model registry; near to it: LIT\b'),
-    (dict(type='simvit'), r'simvit is not in the mmdet::model registry; near to it: SimViT\b'),
-    (dict(type='UPerHaed'), r'UPerHaed is not in the mmdet::model registry; near to it: mmseg\.UPerHead\b'),
-    (dict(type='Qqqqqqqq'), r'Qqqqqqqq is not in the mmdet::model registry; is it spelt right, .*custom_imports='),
-    (dict(type='Shared2FCBBoxHead', classes=3), r"Shared2FCBBoxHead has no argument 'classes'; is it spelt right\? .*"
-     r"dict\(_delete_=True, type='Shared2FCBBoxHead', \.\.\.\)"),
-])
-def test_what_a_config_gets_wrong_of_a_library_is_one_line(built, line):
-    importlib.import_module('mmseg.models')
-    register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises((KeyError, TypeError)) as error:
-        MODELS.build(built)
-    assert re.match(line, explain(error.value))
+def test_a_killed_worker_ends_the_job_which_then_goes_on(workspace, tmp_path):
+    words = [DETECTOR, 2, '--work-dir', tmp_path, '--resume']
+    process = start('dist_train.sh', *words, *epochs(1000, **{'train_cfg.val_interval': 1000}), cwd=workspace)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / 'epoch_1.pth').exists():
+            assert process.poll() is None, process.communicate()[0][-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.kill(worker_of(process.pid, rank=1), signal.SIGKILL)
+        killed = time.monotonic()
+        out = process.communicate(timeout=60)[0]
+        assert time.monotonic() - killed < 60
+        assert process.returncode != 0
+        assert 'SIGKILL' in out, 'the cause'
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    last = max(int(path.stem.removeprefix('epoch_')) for path in tmp_path.glob('epoch_*.pth'))
+    out = launch('dist_train.sh', *words, *epochs(last + 1), cwd=workspace)
+    assert re.search(rf'resumed epoch: {last}, ', out)
+    assert (tmp_path / f'epoch_{last + 1}.pth').exists()
 
 
-@pytest.mark.parametrize(('registry', 'built', 'line'), [
-    (PARAM_SCHEDULERS, 'CosineAnealingLR', 'CosineAnealingLR is not in the .*parameter scheduler registry; near to it: Cosine'),
-    (DATA_SAMPLERS, 'DefaultSampeler', r'DefaultSampeler is not in the .*data sampler registry; near to it: DefaultSampler\b')])
-def test_a_registry_of_two_words(registry, built, line):
-    with pytest.raises(KeyError) as error:
-        registry.build(dict(type=built, optimizer=None))
-    assert re.match(line, explain(error.value))
+def worker_of(parent, rank):
+    """The process of that rank which torchrun, or the script that became it, has started."""
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            is_child = f'\nPPid:\t{parent}\n' in (process / 'status').read_text()
+            environment = (process / 'environ').read_bytes().split(b'\0')
+        except OSError:  # it has ended by now
+            continue
+        if is_child and f'RANK={rank}'.encode() in environment:
+            return int(process.name)
+    raise AssertionError(f'no process of rank {rank} was started by {parent}')
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmpretrain', None])
-def test_an_optimizer_that_is_misspelt(scope, tmp_path):
-    (tmp_path / 'mine.py').write_text(f"default_scope = {scope!r}\noptim_wrapper = dict(optimizer=dict(type='AdmW', lr=1e-4))")
-    with pytest.raises(ConfigError, match=r'AdmW is not in the optimizer registry; near to it: .*\bAdamW\b'):
-        configure(parse_args([str(tmp_path / 'mine.py')]))
+SRUN = '''#!{python}
+import json, os, subprocess, sys
+options = [word for word in sys.argv[1:] if word.startswith('--') and '=' in word]
+first = next(i for i, word in enumerate(sys.argv) if i and not word.startswith('--'))
+names = [word.split('=')[0] for word in sys.argv[1:first]]
+json.dump(dict(asked=dict(word[2:].split('=', 1) for word in sys.argv[1:first]), command=sys.argv[first:]),
+          open('srun.json', 'w'))
+tasks = int(dict(word[2:].split('=', 1) for word in sys.argv[1:first])['ntasks'])
+running = [subprocess.Popen(sys.argv[first:], env=dict(os.environ, SLURM_PROCID=str(task), SLURM_NTASKS=str(tasks),
+                                                       SLURM_LOCALID=str(task), SLURM_NODELIST='node[1]'))
+           for task in range(tasks)]
+sys.exit(max(process.wait() for process in running))
+'''
 
 
-def test_a_module_of_custom_imports_that_is_not_there(tmp_path):
-    (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['mmsimvitt'])")
-    with pytest.raises(ImportError) as error:
-        configure(parse_args([str(tmp_path / 'mine.py')]))
-    assert explain(error.value).startswith("mmsimvitt of custom_imports in the config cannot be imported: No module named "
-                                           "'mmsimvitt'; is the name right, ")
+@pytest.fixture
+def srun(tmp_path, workspace):
+    """The environment of a machine whose srun writes down what it was asked, and runs it here."""
+    folder = tmp_path / 'bin'
+    folder.mkdir()
+    for name, text in (('srun', SRUN.format(python=sys.executable)), ('scontrol', '#!/bin/sh\necho localhost\n')):
+        (folder / name).write_text(text)
+        (folder / name).chmod((folder / name).stat().st_mode | stat.S_IXUSR)
+    return dict(PATH=f'{folder}{os.pathsep}{os.environ["PATH"]}', GPUS='2', SLURM_JOB_ID='123456',
+                SRUN_ARGS='--qos=high --exclusive=user')
 
 
-def test_a_fault_inside_a_module_of_custom_imports(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / 'faulty_outer.py').write_text('import faulty_inner')
-    (tmp_path / 'faulty_inner.py').write_text('\nfrom mmsimvit import Nope')
-    (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['faulty_outer'])")
-    with pytest.raises(ImportError) as error:
-        configure(parse_args([str(tmp_path / 'mine.py')]))
-    line = explain(error.value)
-    assert line.startswith("faulty_outer of custom_imports in the config cannot be imported: cannot import name 'Nope' ")
-    assert line.endswith(f'({tmp_path}/faulty_inner.py, line 2)')
+def test_slurm_gets_what_it_needs_and_a_requeued_job_goes_on(srun, workspace, tmp_path):
+    cwd = tmp_path / 'cluster'
+    shutil.copytree(workspace, cwd)
+    words = ['gpu', 'mask', DETECTOR, tmp_path / 'work']
+    out = launch('slurm_train.sh', *words, *epochs(1), cwd=cwd, **srun)
+    assert 'nothing to resume from' in out
+    asked = json.loads((cwd / 'srun.json').read_text())
+    assert asked['asked'] == {
+        'partition': 'gpu', 'job-name': 'mask', 'gres': 'gpu:2', 'ntasks': '2', 'ntasks-per-node': '2', 'cpus-per-task': '5',
+        'kill-on-bad-exit': '1', 'qos': 'high', 'exclusive': 'user'}
+    assert asked['command'][:5] == [sys.executable, '-u', str(ROOT / 'tools/train.py'), str(DETECTOR), '--work-dir']
+    assert 'Epoch(train) [1][2/2]' in re.sub(r' +', ' ', out), 'eight images, two a step in each of two processes'
+
+    srun['GPUS'] = '1'
+    out = launch('slurm_train.sh', *words, *epochs(2), cwd=cwd, SLURM_RESTART_COUNT='1', **srun)  # again, with what is left
+    assert 'resumed epoch: 1' in out
+
+    launch('slurm_test.sh', 'gpu', 'mask', DETECTOR, tmp_path / 'work/epoch_2.pth', '--work-dir', tmp_path / 'test', *epochs(1),
+           cwd=cwd, **srun)
+    asked = json.loads((cwd / 'srun.json').read_text())
+    assert asked['command'][2:5] == [str(ROOT / 'tools/test.py'), str(DETECTOR), str(tmp_path / 'work/epoch_2.pth')]
 
 
-def test_a_part_without_a_type_may_lack_its_base():
-    with pytest.raises(KeyError) as error:
-        MODELS.build(dict(backbone=dict(type='SimViT')))
-    assert explain(error.value) == ("a part of the config has no type; is the line _base_ = '...' missing? It is "
-                                    "{'backbone': {'type': 'SimViT'}}")
+@pytest.mark.parametrize(('script', 'words'), [
+    ('dist_train.sh', ['config.py']), ('dist_test.sh', ['config.py', 'epoch_1.pth']),
+    ('slurm_train.sh', ['gpu', 'job', 'config.py']), ('slurm_test.sh', ['gpu', 'job', 'config.py'])])
+def test_too_few_words_give_the_usage(script, words, tmp_path):
+    assert launch(script, *words, cwd=tmp_path, code=2).startswith('usage: ')
 
 
-class Base(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
+@pytest.mark.parametrize(('launcher', 'message'), [
+    ('pytorch', 'error: --launcher pytorch is for processes that tools/dist_train.sh starts, which would set RANK'),
+    ('slurm', 'error: --launcher slurm is for processes that tools/slurm_train.sh starts, which would set SLURM_PROCID')])
+def test_a_launcher_that_did_not_start_the_process(launcher, message, monkeypatch, tmp_path):
+    from mmsimvit.train import main
+    for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match=message):
+        main([str(DETECTOR), '--launcher', launcher, '--work-dir', str(tmp_path)])
 
 
-class HandsOnWrongly(Base):
-    def __init__(self, extra):
-        super().__init__(extra=extra)
+def test_sharded_training_leaves_checkpoints_for_all(workspace, tmp_path):
+    """FSDP computes what data-parallel training does, clipped gradients included, and its checkpoints are plain ones."""
+    config = tmp_path / 'sharded.py'
+    config.write_text(f'_base_ = [{str(SEGMENTOR)!r}, {str(ROOT / "configs/_base_/fsdp.py")!r}]\n')
+    clip = {'optim_wrapper.clip_grad.max_norm': 0.1}
+    sharded = launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'sharded', *epochs(2, **clip), cwd=workspace)
+    plain = launch('dist_train.sh', SEGMENTOR, 2, '--work-dir', tmp_path / 'plain', *epochs(2, **clip), cwd=workspace)
 
+    def norms(out):
+        return [float(norm) for norm in re.findall(r'grad_norm: ([\d.]+)', out)]
 
-def test_a_class_that_hands_on_its_own_argument_is_a_bug_of_code():
-    with pytest.raises(TypeError) as error:
-        MODELS.build(dict(type=HandsOnWrongly, extra=1))
-    assert explain(error.value) is None
-
-
-def test_a_dataset_that_inherits_an_argument_of_another(tmp_path):
-    """Of MMPreTrain's ImageNet; the class that refuses it is a parent of the one in the config."""
-    importlib.import_module('mmpretrain.datasets')
-    with DefaultScope.overwrite_default_scope('mmpretrain'), pytest.raises(TypeError) as error:
-        DATASETS.build(dict(type='CustomDataset', data_root=str(tmp_path), split='train'))
-    assert explain(error.value).startswith("CustomDataset has no argument 'split'; ")
-
-
-def test_a_missing_base_is_named_once_and_what_is_near(tmp_path):
-    base = base_of('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').replace('mask_rcnn/', 'maskrcnn/')
-    (tmp_path / 'mine.py').write_text(f'_base_ = {base!r}')
-    with pytest.raises(FileNotFoundError) as error:
-        configure(parse_args([str(tmp_path / 'mine.py')]))
-    line = explain(error.value)
-    assert line.count('does not exist') == 1
-    assert 'maskrcnn/mask-rcnn_r50_fpn_1x_coco.py does not exist; ' in line
-    assert 'Near to it: mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py' in line
-
-
-@pytest.mark.parametrize(('message', 'path'), [
-    ("[Errno 2] No such file or directory: 'a b.png'", 'a b.png'),
-    ('[Errno 2] No such file or directory: "it\'s.png"', "it's.png"), ("'x.txt' wasn't found", 'x.txt'),
-    ('no quotes', 'no quotes')])
-def test_a_missing_file_is_named(message, path):
-    assert explain(FileNotFoundError(message)).startswith(f'{path} does not exist; ')
-
-
-def test_a_batch_of_one_image_is_one_line():
-    with pytest.raises(ValueError) as error:
-        torch.nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
-    assert 'train_dataloader.batch_size=2 (get_memory: --batch-size 2)' in explain(error.value)
-
-
-def test_errors_of_code_are_not_explained_away():
-    assert explain(TypeError('a bug')) is None
-    assert explain(RuntimeError('a bug')) is None
-    assert explain(KeyError('')) is None
-    assert explain(ImportError('a bug')) is None
-    assert explain(ValueError('a bug')) is None
-    assert explain(TypeError("Hook.__init__() got an unexpected keyword argument 'depth'")) is None
-
-
-def test_an_error_of_a_worker_is_its_last_line():
-    trace = 'Caught AssertionError in DataLoader worker.\nTraceback ...\nAssertionError: failed to load image: a b.png'
-    assert explain(AssertionError(trace)).startswith('image a b.png cannot be decoded; ')
-
-
-def test_class_folders_without_images():
-    assert explain(RuntimeError('Found 0 files in subfolders of: data/cls.')).startswith('folder data/cls has no images')
-
-
-def test_bfloat16_leaves_roi_features_in_float32(monkeypatch):
-    """For which MMCV has no RoIAlign; boxes in 8 bits would be off by pixels as well."""
-    monkeypatch.setattr('mmsimvit.cli.train.is_cuda_available', lambda: True)
-    cfg = configure(parse_args([str(CONFIG), '--amp', '--amp-dtype', 'bfloat16']))
-    extractor = MODELS.build(cfg.model.roi_head.bbox_roi_extractor)
-    features = [torch.randn(1, 64, 32 // 2**level, 32 // 2**level) for level in range(4)]
-    rois = torch.tensor([[0, 3.3, 5.7, 90.1, 101.9]])
-    with torch.autocast('cpu', torch.bfloat16):
-        found = extractor([x.bfloat16() for x in features], rois)
-        exact = extractor(features, rois)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
-    float16 = configure(parse_args([str(CONFIG), '--amp']))
-    assert float16.model.roi_head.bbox_roi_extractor.type == 'SingleRoIExtractor'
+    assert len(norms(plain)) == 4, 'two steps in each of two epochs'
+    assert norms(sharded) == pytest.approx(norms(plain), rel=1e-3)
+    assert min(norms(plain)) > 0.1, 'clipping was at work'
+    first, second = (torch.load(tmp_path / name / 'epoch_2.pth')['state_dict'] for name in ('sharded', 'plain'))
+    assert first.keys() == second.keys()
+    for name, value in second.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f'{name}: {text}')
+    assert 'resumed epoch: 1' in launch('dist_train.sh', config, 2, '--work-dir', tmp_path / 'cut', '--resume',
+                                        tmp_path / 'sharded/epoch_1.pth', *epochs(2, **clip), cwd=workspace)
+    uncut, cut = (torch.load(tmp_path / name / 'epoch_2.pth') for name in ('sharded', 'cut'))
+    for part in ('state_dict', 'optimizer'):
+        ours, theirs = flatten(uncut[part]), flatten(cut[part])
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items() if torch.is_tensor(value)), part
+    launch('dist_test.sh', config, tmp_path / 'cut/epoch_2.pth', 1, '--work-dir', tmp_path / 'test', *epochs(1), cwd=workspace)
+    out = launch('dist_train.sh', SEGMENTOR, 1, '--work-dir', tmp_path / 'alone', '--resume', tmp_path / 'sharded/epoch_1.pth',
+                 *epochs(2, **clip), cwd=workspace)
+    assert 'resumed epoch: 1' in out
+    assert 'mIoU' in out

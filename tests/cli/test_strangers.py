@@ -5,9 +5,8 @@ import pickle
 import pytest
 import torch
 
-from mmsimvit import infer, test, train
+from mmsimvit.cli import convert_checkpoint, export_onnx, infer, test, train, visualize
 from tests.conftest import ROOT
-from tools import convert_checkpoint, export_onnx, visualize
 
 CONFIG = str(ROOT / 'configs/semfpn_simvit_micro_shapes.py')
 PRETRAINED = ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=stranger.pth']
