@@ -13,7 +13,7 @@ from mmsimvit.cli.get_memory import main
 from tests.conftest import ROOT
 
 
-def test_kept_bytes_are_what_waits_for_the_backward_pass():
+def test_saved_activations_are_what_waits_for_the_backward_pass():
     x = torch.zeros(1000, 8)
 
     def kept(call):

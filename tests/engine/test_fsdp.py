@@ -1,4 +1,4 @@
-"""What our FSDP strategy adds; tests/tools/test_launchers.py trains with it."""
+"""What our FSDP strategy adds; tests/cli/test_launch.py trains with it."""
 import torch
 from torch import nn
 
