@@ -4,11 +4,12 @@ import pytest
 from mmsimvit import __main__ as by_name
 from tests.conftest import ROOT, load_tool, run
 
-DEVELOPMENT = {'model_zoo', 'setup_env'}  # what a user without a checkout has no use for
+DEVELOPMENT = {'gpu_bundle', 'model_zoo', 'setup_env'}  # what a user without a checkout has no use for
 NO_SCRIPT = {'doctor'}  # which must run where a script, that imports mmsimvit first, finds no torch
+INSTALLS = {'gpu_check'}  # whose script has work before mmsimvit can be imported
 
 
-@pytest.mark.parametrize('name', sorted({*by_name.COMMANDS} - NO_SCRIPT))
+@pytest.mark.parametrize('name', sorted({*by_name.COMMANDS} - NO_SCRIPT - INSTALLS))
 def test_a_command_is_a_script_too(name):
     assert load_tool(ROOT / f'tools/{name}.py').main.__module__ == f'mmsimvit.cli.{name}'
 

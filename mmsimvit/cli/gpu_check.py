@@ -94,10 +94,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def watch(worker: subprocess.Popen, results: Path, ends: float, minutes: float) -> str:
     """Wait for a worker; stop it where one of its steps takes too long. Give why it ended early, or nothing."""
-    step, began = '', time.monotonic()
+    def begun() -> list[str]:
+        return [row['step'] for row in read(results) if row['case'] == 'begun']
+
+    step, began, before = '', time.monotonic(), len(begun())
     while worker.poll() is None:
         time.sleep(0.2)
-        running = [row['step'] for row in read(results) if row.get('case') == 'begun']
+        running = begun()[before:]
         if running and running[-1] != step:
             step, began = running[-1], time.monotonic()
         share = 60 * minutes * STEPS.get(step, 0.2)
