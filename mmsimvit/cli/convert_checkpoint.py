@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--system', required=True, choices=sorted(find_systems()),
                         help='the backbone whose published weights these are')
     parser.add_argument('--with-head', action='store_true',
-                        help="keep a classifier's last layer: a file for the test tool and our ImageNet config")
+                        help="keep a classifier's head: a file for the test tool and our ImageNet config")
     args = parser.parse_args(argv)
     convert(args.src, args.dst, args.system, args.with_head)
 

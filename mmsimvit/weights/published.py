@@ -21,6 +21,7 @@ class Published(NamedTuple):
     drop: str  # pattern of names that belong to no backbone
     finish: Callable[[dict[str, Tensor]], None] = lambda converted: None  # changes, in place, what is more than names
     classifiers: tuple[str, ...] = ()  # variants that classify as our ImageNet configs do: the mean of the last map, ``head``
+    head: tuple[tuple[str, str], ...] = (('head', 'head.fc'), )  # its layers with weight and bias, published and in our configs
 
     def convert(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published names, without prefix -> ours, to the same tensors."""
@@ -76,7 +77,7 @@ def convert_state_dict(system: str, state_dict: Mapping) -> dict[str, Tensor]:
 
 
 def convert_head(system: str, arch: str, state_dict: Mapping) -> dict[str, Tensor]:
-    """The classifier's last layer of a published checkpoint, as the ``ImageClassifier`` of our ImageNet configs names it.
+    """The classifier's head of a published checkpoint, as the ``ImageClassifier`` of our ImageNet configs names it.
 
     Args:
         system, state_dict: as ``convert_state_dict`` takes them.
@@ -85,14 +86,15 @@ def convert_head(system: str, arch: str, state_dict: Mapping) -> dict[str, Tenso
     Raises:
         CheckpointError: if the checkpoint has none, or one that our config of this variant has not.
     """
-    classifiers = find_systems()[system].published.classifiers
-    if arch not in classifiers:
+    published = find_systems()[system].published
+    if arch not in published.classifiers:
         raise CheckpointError(f'the published classifier of {system} {arch} is another than in our ImageNet config, and its '
-                              f'head would give other scores; it is the same for: {", ".join(classifiers) or "none"}')
+                              f'head would give other scores; it is the same for: {", ".join(published.classifiers) or "none"}')
     names = strip_prefix(unwrap(state_dict))
-    if not {'head.weight', 'head.bias'} <= names.keys():
-        raise CheckpointError('it has no head.weight and head.bias: it is of no classifier')
-    return {'head.fc.weight': names['head.weight'], 'head.fc.bias': names['head.bias']}
+    ours = {f'{theirs}.{kind}': f'{layer}.{kind}' for theirs, layer in published.head for kind in ('weight', 'bias')}
+    if not ours.keys() <= names.keys():
+        raise CheckpointError(f'it has no {" and ".join(ours)}: it is of no classifier')
+    return {layer: names[theirs] for theirs, layer in ours.items()}
 
 
 def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match]:
