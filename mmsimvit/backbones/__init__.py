@@ -4,6 +4,8 @@ from .dwnet import DWNet
 from .gcvit import GCViT
 from .lit import LIT
 from .pyramid import PyramidBackbone
+from .scalablevit import ScalableViT
 from .simvit import SimViT
 
-__all__ = ['LIT', 'Backbone', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone', 'SimViT']
+__all__ = ['LIT', 'Backbone', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone', 'ScalableViT',
+           'SimViT']
