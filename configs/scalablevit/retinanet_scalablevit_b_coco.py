@@ -1,0 +1,6 @@
+_base_ = './retinanet_scalablevit_s_coco.py'
+pretrained = 'checkpoints/scalablevit_b.pth'
+
+model = dict(
+    backbone=dict(arch='b', drop_path_rate=0.5, init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=[96, 192, 384, 768]))
