@@ -3,9 +3,9 @@ from .base import Backbone, FeatureInfo, Layer
 from .dwnet import DWNet
 from .gcvit import GCViT
 from .lit import LIT
+from .p2t import P2T
 from .pyramid import PyramidBackbone
 from .scalablevit import ScalableViT
 from .simvit import SimViT
 
-__all__ = ['LIT', 'Backbone', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone', 'ScalableViT',
-           'SimViT']
+__all__ = ['LIT', 'P2T', 'Backbone', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone', 'ScalableViT', 'SimViT']
