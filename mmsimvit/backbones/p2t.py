@@ -1,10 +1,9 @@
 """P2T: Pyramid Pooling Transformer for Scene Understanding (Wu et al., TPAMI 2023, arXiv 2106.12011)."""
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,9 +15,6 @@ from .pyramid import PyramidBackbone
 
 POOL_RATIOS = ((12, 16, 20, 24), (6, 8, 10, 12), (3, 4, 5, 6), (1, 2, 3, 4))  # of each stage, in pixels of its map
 EPS = 1e-6  # of the norms of blocks; those of patch embeddings and of pooled maps have 1e-5
-
-Whole = TypeVar('Whole', int, Tensor)
-
 
 class PatchEmbed(nn.Module):
     """Overlapping patches, projected and normalised."""
@@ -33,10 +29,10 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
-def count_cells(length: Whole, ratio: Whole) -> Whole:
-    """``max(1, round(length / ratio))``, halves to even as published, in whole numbers that a trace can follow."""
-    count = (2 * length + ratio - 1 + length // ratio % 2) // (2 * ratio)
-    return count + 1 // (count + 1)
+def count_cells(length: int, ratios: Sequence[int], device: torch.device) -> Tensor:
+    """``max(1, round(length / ratio))`` for each ratio, halves to even as published."""
+    ratio = torch.tensor(ratios, device=device)
+    return (torch.full_like(ratio, length) / ratio).round().long().clamp(min=1)
 
 
 def average_cells(length: int, ratios: Sequence[int], like: Tensor) -> Tensor:
@@ -48,29 +44,48 @@ def average_cells(length: int, ratios: Sequence[int], like: Tensor) -> Tensor:
         like: what has the dtype and the device of the result.
 
     Returns:
-        ``(levels * n, length)``, level by level, where n is one more than the most cells of any. Those that a level lacks are
+        ``(levels * n, length)``, level by level, where n is more than the most cells of any. Those that a level lacks are
         zero: its convolution takes them for padding, and a trace need not ask whether there is one cell or several.
     """
-    ratio = torch.tensor(ratios, device=like.device)[:, None, None]
-    count = count_cells(torch.full_like(ratio, length), ratio)
-    cell = torch.arange(count_cells(length, min(ratios)) + 1, device=like.device)[:, None]
+    count = count_cells(length, ratios, like.device)[:, None, None]
+    cell = torch.arange(length // min(ratios) + 2, device=like.device)[:, None]
     first, end = cell * length // count, ((cell + 1) * length + count - 1) // count
     pixel = torch.arange(length, device=like.device)
     inside = (first <= pixel) & (pixel < end) & (cell < count)
     return torch.cat((inside.to(like.dtype) / (end - first)).unbind())  # a trace would ask how to flatten it
 
 
-def list_cells(height: int, width: int, ratios: Sequence[int], device: torch.device) -> Tensor:
-    """Level, row and column of every cell of a pyramid, level by level: ``(3, cells)``."""
-    number = sum(count_cells(height, ratio) * count_cells(width, ratio) for ratio in ratios)
-    ratio = torch.tensor(ratios, device=device)
-    rows, columns = (count_cells(torch.full_like(ratio, length), ratio) for length in (height, width))
+def list_cells(height: int, width: int, ratios: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Every cell of a pyramid on a map, level by level.
+
+    Args:
+        height, width: of the map.
+        ratios: of these to the numbers of cells, for each level.
+        like: what has the dtype and the device of the map.
+
+    Returns:
+        Level, row and column of each cell, ``(3, cells)``, and what to add to the logits of attention to them: None, but in a
+        trace ``(1, 1, cells)``. There, cells are listed that may not exist, since a trace takes long over rounded numbers.
+    """
+    heights, widths = (count_cells(length, ratios, like.device) for length in (height, width))
+    if torch.compiler.is_compiling():
+        number = sum((height // ratio + 1) * (width // ratio + 1) for ratio in ratios)
+        ratio = torch.tensor(ratios, device=like.device)
+        rows, columns = (torch.full_like(ratio, length) // ratio + 1 for length in (height, width))
+    else:
+        number = sum(max(1, round(height / ratio)) * max(1, round(width / ratio)) for ratio in ratios)
+        rows, columns = heights, widths
     ends = (rows * columns).cumsum(0)
-    index = torch.arange(number, device=device)
+    index = torch.arange(number, device=like.device)
     level = (index[:, None] >= ends).sum(1)
     index = index - (ends - rows * columns)[level]
     row = index // columns[level]
-    return torch.stack([level, row, index - row * columns[level]])
+    column = index - row * columns[level]
+    mask = None
+    if torch.compiler.is_compiling():
+        exists = (row < heights[level]) & (column < widths[level])
+        mask = torch.zeros_like(row, dtype=like.dtype).masked_fill(~exists, float('-inf'))[None, None]
+    return torch.stack([level, row, column]), mask
 
 
 def pool(x: Tensor, rows: Tensor, columns: Tensor, cells: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -107,10 +122,11 @@ class PyramidAttention(nn.Module):
         self.kv = nn.Linear(dims, 2 * dims)
         self.proj = nn.Linear(dims, dims)
 
-    def forward(self, x: Tensor, *pyramid: Tensor) -> Tensor:
-        """``(B, H, W, C)``, and what else ``pool`` takes -> ``(B, H, W, C)``."""
-        key, value = self.kv(self.norm(pool(x, *pyramid))).chunk(2, -1)
-        return self.proj(multi_head_attention(self.q(x).flatten(1, 2), key, value, self.num_heads).view_as(x))
+    def forward(self, x: Tensor, rows: Tensor, columns: Tensor, cells: Tensor, weight: Tensor, bias: Tensor,
+                mask: Tensor | None = None) -> Tensor:
+        """``(B, H, W, C)``, what else ``pool`` takes, and what to add to the logits -> ``(B, H, W, C)``."""
+        key, value = self.kv(self.norm(pool(x, rows, columns, cells, weight, bias))).chunk(2, -1)
+        return self.proj(multi_head_attention(self.q(x).flatten(1, 2), key, value, self.num_heads, mask).view_as(x))
 
 
 class FFN(nn.Module):
@@ -124,7 +140,18 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        x = self.dwconv(F.hardswish(self.fc1(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.fc1(x)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # What Hardswish gives is computed again in the backward pass: it is half of what would be kept, and costs little.
+            for part in (self._convolve, self._project):
+                x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
+            return x
+        return self._project(self._convolve(x))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.dwconv(F.hardswish(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _project(self, x: Tensor) -> Tensor:
         return self.fc2(F.hardswish(x))
 
 
@@ -146,9 +173,10 @@ class Stage(layers.Stage):
         """``(B, C_in, H, W)`` -> ``(B, C, H', W')``, channels last in memory."""
         x = self.patch_embed(x)
         height, width = x.shape[1:3]
+        rows, columns = (average_cells(length, self.ratios, x) for length in (height, width))
+        cells, mask = list_cells(height, width, self.ratios, x)
         weight, bias = (torch.cat([getattr(conv, name) for conv in self.pool_convs]) for name in ('weight', 'bias'))
-        pyramid = (average_cells(height, self.ratios, x), average_cells(width, self.ratios, x),
-                   list_cells(height, width, self.ratios, x.device), weight, bias)
+        pyramid = [rows, columns, cells, weight, bias, *([] if mask is None else [mask])]
         for block in self.blocks:
             x = self.run_block(block, x, *pyramid)
         return x.permute(0, 3, 1, 2)
