@@ -1,0 +1,7 @@
+_base_ = './maskrcnn_p2t_tiny_coco.py'
+pretrained = 'checkpoints/p2t_base.pth'
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.3, init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=[64, 128, 320, 512]))
+optim_wrapper = dict(clip_grad=dict(max_norm=10))  # published for base and large alone

@@ -1,0 +1,11 @@
+_base_ = '../_base_/maskrcnn_shapes.py'
+# A smaller one than was published, from random weights; minutes on two CPU cores.
+model = dict(
+    backbone=dict(
+        type='P2T',
+        arch='tiny',
+        embed_dims=(32, 64, 160, 256),
+        depths=(2, 2, 2, 2),
+        mlp_ratios=(4, 4, 4, 4),
+        drop_path_rate=0.),
+    neck=dict(in_channels=[32, 64, 160, 256]))

@@ -1,0 +1,2 @@
+_base_ = './p2t_tiny_imagenet.py'
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=512))
