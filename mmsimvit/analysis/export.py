@@ -22,7 +22,7 @@ from ..weights import as_mmengine_reads, load_file, match, strip_module, strip_p
 
 PARTS = ('backbone', 'neck', 'model')
 INSTALL = 'pip install onnx onnxruntime onnxscript'
-MIN_SIZE = 33  # below, the last map has one row or column, for which tracing would make a case of its own
+MIN_SIZE = 35  # below, a last map may have one row or column, for which tracing would make a case of its own
 EXPORTS = digit_version(torch.__version__) >= digit_version('2.11')  # between it and 2.6 nothing was tried
 TO_THE_END = 2**62  # of an axis, for ONNX's Slice
 

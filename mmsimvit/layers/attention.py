@@ -19,7 +19,9 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
     Returns:
         ``(B, N, C)``.
     """
-    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    # A single head is put in front: where its dimension is transposed, a trace asks how the lengths of the two compare.
+    query, key, value = (x[:, None] if num_heads == 1 else x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+                         for x in (query, key, value))
     if bias is not None:
         bias = bias[None].to(query.dtype)  # autocast leaves that of parameters as it is; three dimensions have no fast kernel
         # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole. To

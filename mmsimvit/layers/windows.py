@@ -33,15 +33,17 @@ def split_into_windows(x: Tensor, size: WindowSize, centred: bool = False) -> Te
     # always one more than there are, from padding below. That on the other sides is the most that can be needed, for a trace
     # would ask how much it is.
     above, before = (part - 1 if centred and part is not None else 0 for part in size)
-    x = F.pad(x.permute(0, 3, 1, 2), (before, width - 1, above, 2 * height - 1))
-    row, column = divide(torch.arange(rows * columns + 1, device=x.device), columns)
-    row = (row * height + (above - top))[:, None] + torch.arange(height, device=x.device)
-    column = (column * width + (before - left))[:, None] + torch.arange(width, device=x.device)
-    return x[:, :, row[:, :, None], column[:, None]].permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+    x = F.pad(x, (0, 0, before, width - 1, above, 2 * height - 1))
+    # What is in them is picked by one index too: to flatten two dimensions, a trace compares their lengths.
+    window, pixel = (torch.arange(number, device=x.device) for number in (rows * columns + 1, height * width))
+    (row, column), inside = divide(window, columns), divide(pixel, width)
+    row = (row * height + (above - top))[:, None] + inside[0]
+    column = (column * width + (before - left))[:, None] + inside[1]
+    return x[:, row, column].flatten(0, 1)
 
 
 def merge_windows(x: Tensor, size: WindowSize, batch: int, height: int, width: int, centred: bool = False) -> Tensor:
-    """``(B * windows, h * w, C)`` -> ``(B, H, W, C)``, without the padding.
+    """``(B * windows, h * w, C)`` or ``(B * windows, h, w, C)`` -> ``(B, H, W, C)``, without the padding.
 
     Args:
         x: what ``split_into_windows`` gives.
@@ -55,7 +57,8 @@ def merge_windows(x: Tensor, size: WindowSize, batch: int, height: int, width: i
         return x[:, top:top + height, left:left + width]
     row = divide(torch.arange(height, device=x.device) + top, size[0])
     column = divide(torch.arange(width, device=x.device) + left, size[1])
-    return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None] * size[1] + column[1]]
+    x = x.unflatten(1, size) if x.dim() == 3 else x
+    return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None], column[1]]
 
 
 def _window_size(shape: Sequence[int], size: WindowSize) -> tuple[int, int]:
