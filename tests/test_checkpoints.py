@@ -56,7 +56,7 @@ def test_every_layout_converts_alike(layout, published, converted):
 
 
 def test_refuses_what_is_not_of_the_system():
-    with pytest.raises(ValueError, match="no system is called 'resnet'; known: dwnet, gcvit, lit, simvit"):
+    with pytest.raises(ValueError, match="no system is called 'resnet'; known: .*dwnet, .*simvit"):
         convert_state_dict('resnet', {})
     with pytest.raises(ValueError, match=r"no name among the 1 in this state dict.*\['layer1.weight'\]"):
         convert_state_dict('simvit', {'layer1.weight': torch.zeros(1)})
