@@ -1,0 +1,6 @@
+_base_ = './maskrcnn_cswin_t_coco.py'
+pretrained = 'checkpoints/cswin_base.pth'
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.5, init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=[96, 192, 384, 768]))

@@ -1,0 +1,5 @@
+_base_ = './maskrcnn_cswin_t_coco.py'
+pretrained = 'checkpoints/cswin_small.pth'
+
+model = dict(
+    backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=pretrained)))
