@@ -35,7 +35,7 @@ class Block(nn.Module):
     """Attention, if there is any, and FFN, each normalised before and added to its input.
 
     Args:
-        attn: takes ``(B, H, W, C)`` and what else the block is called with; None for a block without attention.
+        attn: takes ``(B, H, W, C)``, or tokens, and what else the block is called with; None for a block without attention.
         ffn: takes ``(B, H, W, C)``.
         dims: channels.
         drop_path: rate of both branches.
@@ -55,8 +55,8 @@ class Block(nn.Module):
         self.ffn = ffn
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+    def forward(self, x: Tensor, *context: Tensor | int) -> Tensor:
+        """``(..., C)`` -> ``(..., C)``."""
         if self.attn is not None:
             x = x + self.drop_path(self.scale1(self.attn(self.norm1(x), *context)))
         return x + self.drop_path(self.scale2(self.ffn(self.norm2(x))))
@@ -85,8 +85,8 @@ class Stage(nn.Module):
             x = self.run_block(block, x)
         return x.permute(0, 3, 1, 2)
 
-    def run_block(self, block: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
-        """``block(x, *context)``, ``(B, H, W, C)`` as ``x`` is, recomputed in the backward pass if the stage is to."""
+    def run_block(self, block: nn.Module, x: Tensor, *context: Tensor | int) -> Tensor:
+        """``block(x, *context)``, of the shape of ``x``, recomputed in the backward pass if the stage is to."""
         if not self.with_cp or not torch.is_grad_enabled():
             return block(x, *context)
         norms = [module for module in block.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...
