@@ -1,6 +1,7 @@
 """One paper, one file; ``base`` holds the contract that all of them keep, ``pyramid`` what those of several stages share."""
 from .base import Backbone, FeatureInfo, Layer
 from .cswin import CSWin
+from .cvt import CvT
 from .dwnet import DWNet
 from .gcvit import GCViT
 from .lit import LIT
@@ -9,5 +10,5 @@ from .pyramid import PyramidBackbone
 from .scalablevit import ScalableViT
 from .simvit import SimViT
 
-__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone', 'ScalableViT',
-           'SimViT']
+__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone',
+           'ScalableViT', 'SimViT']
