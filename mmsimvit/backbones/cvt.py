@@ -70,7 +70,9 @@ class Attention(nn.Module):
         token = None
         if self.has_token:
             token, x = x[:, :1], x[:, 1:]
-        x = x.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        x = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        # A trace would ask of maps with channels last whether there is one row.
+        x = x.contiguous(memory_format=torch.contiguous_format if torch.compiler.is_compiling() else torch.channels_last)
         query, key, value = self.q(x, token), self.k(x, token), self.v(x, token)
         # As published, logits are divided by the root of all channels, not of a head's.
         return self.proj(multi_head_attention(query, key, value, self.num_heads, scale=query.shape[-1]**-0.5))
