@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import Block, multi_head_attention
+from ..layers import Block, divide, multi_head_attention
 from ..weights import Published
 from .base import is_sequence
 from .pyramid import PyramidBackbone
@@ -49,8 +49,21 @@ class ConvProjection(nn.Module):
 
     def forward(self, x: Tensor, token: Tensor | None) -> Tensor:
         """``(B, C, H, W)``, and ``(B, 1, C)`` if there is a class token -> ``(B, N, C)``, the class token first."""
+        # A trace would ask whether a convolution with a stride gives one row. So it gives one more, which is dropped.
+        index = None
+        if torch.compiler.is_compiling() and self.conv.stride[0] > 1 and not self.norm.training:
+            index = self._index_tokens(x, first=0 if token is None else 1)
+            x = F.pad(x, (0, self.conv.stride[1], 0, self.conv.stride[0]))
         x = self.norm(self.conv(x)).permute(0, 2, 3, 1).flatten(1, 2)
-        return self.linear(x if token is None else torch.cat([token, x], 1))
+        if token is not None:
+            x = torch.cat([token, x], 1)
+        return self.linear(x if index is None else x[:, index])
+
+    def _index_tokens(self, x: Tensor, first: int) -> Tensor:
+        """The tokens of a map among those of one that is padded to have another row and column."""
+        rows, columns = ((length + stride - 1) // stride for length, stride in zip(x.shape[2:], self.conv.stride))
+        row, column = divide(torch.arange(rows * columns + first, device=x.device) - first, columns)
+        return (row * (columns + 1) + column + first).clamp(min=0)  # less than 0 for the class token, which comes first
 
 
 class Attention(nn.Module):
@@ -70,9 +83,7 @@ class Attention(nn.Module):
         token = None
         if self.has_token:
             token, x = x[:, :1], x[:, 1:]
-        x = x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        # A trace would ask of maps with channels last whether there is one row.
-        x = x.contiguous(memory_format=torch.contiguous_format if torch.compiler.is_compiling() else torch.channels_last)
+        x = x.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         query, key, value = self.q(x, token), self.k(x, token), self.v(x, token)
         # As published, logits are divided by the root of all channels, not of a head's.
         return self.proj(multi_head_attention(query, key, value, self.num_heads, scale=query.shape[-1]**-0.5))
@@ -118,10 +129,9 @@ class CvT(PyramidBackbone):
     """CvT: three stages of full self-attention, whose queries, keys and values are made by depth-wise convolutions; no
     positional encoding; a class token in the last stage, which takes part in its attention and is no output.
 
-    The outputs are the published classification code's maps, which have no norms, on images of any size. No dense form was
-    published; set ``map_norms`` for one, as the configs do. Maps have the sizes that the convolutions give: ``(H - 3) // 4 + 1``
-    rows in the first stage, which is ``H // 4`` or one more, and then ``ceil(h / 2)`` of the ``h`` rows before; columns
-    likewise.
+    The outputs are the maps of the published classification code on images of any size. They have no norms. No dense form was
+    published; for one, set ``map_norms``, as the configs do. Maps have the sizes that the convolutions give: the first
+    ``(H - 3) // 4 + 1`` rows, each other half of the rows before, rounded up. Columns follow the same rule.
 
     Args:
         arch: ``13``, ``21`` or ``w24`` (texts), or a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``mlp_ratios``, each
