@@ -5,11 +5,9 @@ import torch.nn.functional as F
 
 from mmsimvit import CheckpointError, CvT
 from mmsimvit.backbones.cvt import FFN, Attention, ConvProjection, PatchEmbed
+from mmsimvit.cli.convert_checkpoint import convert
 from mmsimvit.engine.fsdp import wrap_blocks
 from tests import golden
-from tests.conftest import ROOT, load_tool
-
-convert = load_tool(ROOT / 'tools/convert_checkpoint.py').convert
 
 SMALL = dict(embed_dims=(8, 16, 24), depths=(1, 2, 2), num_heads=(1, 2, 3), mlp_ratios=(2, 2, 2), map_norms=())
 
