@@ -44,10 +44,11 @@ necks and heads. Parameters are those of the backbone for dense prediction. GMAC
 The second table has the configs. Parameters and GMACs are those of the whole model.
 
 - GMACs (papers call them FLOPs) are counted for one image by `tools/get_flops.py`: 800 x 1280 pixels for detectors, 512 x 512
-  for segmentors, 224 x 224 for classifiers. Configs with generated images are counted at the size of these.
+  for segmentors, 224 x 224 for classifiers or what their names say. Configs with generated images are counted at the size of
+  these.
 - "published" results are those of the papers' authors, with their code. Top-1 accuracy is that of ImageNet-1k.
 - "reproduced here" results come from trainings with this project: **{reproduced}**.
-- A backbone is "changed" where the published model for this task has other windows or other tables of biases than the variant.
+- A backbone is "changed" where the model for this task has other windows, tables of biases or norms of maps than the variant.
 - Batch sizes count the images of all GPUs together.
 - An empty cell means that no number was published, or none was reproduced.
 
@@ -92,7 +93,8 @@ def image_shape(cfg: Config) -> tuple[int, int]:
     if dataset.type == 'Shapes':
         size = dataset.get('image_size', inspect.signature(generate_shapes).parameters['image_size'].default)
         return (size // 2, ) * 2 if cfg.default_scope == 'mmpretrain' else (size, ) * 2
-    return SHAPES[cfg.default_scope]
+    crops = [step.crop_size for step in dataset.get('pipeline', []) if step.type == 'CenterCrop']
+    return (crops[0], ) * 2 if crops else SHAPES[cfg.default_scope]
 
 
 def metafiles() -> list[Path]:
