@@ -134,8 +134,8 @@ class CvT(PyramidBackbone):
     ``(H - 3) // 4 + 1`` rows, each other half of the rows before, rounded up. Columns follow the same rule.
 
     Args:
-        arch: ``13``, ``21`` or ``w24`` (texts), or a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``mlp_ratios``, each
-            with one number for every stage, and ``map_norms``, the stages, from 0, whose maps are normalised.
+        arch: ``'13'``, ``'21'`` or ``'w24'``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``mlp_ratios``, each with
+            one number for every stage, and ``map_norms``, the stages, from 0, whose maps are normalised.
         in_channels: channels of the input image.
         drop_path_rate: drop path rate of the last block, as published 0.1 for ``13`` and ``21`` and 0.3 for ``w24``. The
             rate grows linearly from 0 at the first block of the last stage. Other stages have none.
@@ -169,7 +169,7 @@ class CvT(PyramidBackbone):
     )
 
     def __init__(self,
-                 arch: str | Mapping = '13',
+                 arch: str | int | Mapping = '13',
                  in_channels: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2),
                  frozen_stages: int = -1,
@@ -177,6 +177,8 @@ class CvT(PyramidBackbone):
                  with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None,
                  **arch_overrides: Any):
+        if isinstance(arch, int):  # --cfg-options model.backbone.arch=21, which mmengine takes for a number in any quotes
+            arch = str(arch)
         super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
         self.build_stages()
 

@@ -114,6 +114,13 @@ def test_published_classifiers_load_as_they_are_and_converted(tmp_path):
         CvT('13', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'cut.pth'))).init_weights()
 
 
+def test_numbers_name_variants_as_texts_do():
+    with torch.device('meta'):
+        assert CvT(21).arch == CvT('21').arch == CvT.arch_zoo['21']
+    with pytest.raises(ValueError, match="CvT has no arch '14'; it has 13, 21, w24"):
+        CvT(14)
+
+
 def test_drop_path_is_in_the_last_stage():
     rates = [[block.drop_path.drop_prob for block in stage.blocks] for stage in CvT('21', drop_path_rate=0.3).stages]
     assert rates[:2] == [[0], [0] * 4]
