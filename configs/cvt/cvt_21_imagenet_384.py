@@ -7,6 +7,8 @@ test_pipeline = [
     dict(_base_.test_pipeline[1], scale=438),  # the ratio to the crop is that of 224
     dict(_base_.test_pipeline[2], crop_size=384), _base_.test_pipeline[3]
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+# Repeated augmentation was published for 224 x 224 pixels alone.
+train_dataloader = dict(
+    sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True), dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

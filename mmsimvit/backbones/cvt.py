@@ -134,8 +134,8 @@ class CvT(PyramidBackbone):
     ``(H - 3) // 4 + 1`` rows, each other half of the rows before, rounded up. Columns follow the same rule.
 
     Args:
-        arch: ``'13'``, ``'21'`` or ``'w24'``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``mlp_ratios``, each with
-            one number for every stage, and ``map_norms``, the stages, from 0, whose maps are normalised.
+        arch: ``'13'``, ``'21'`` or ``'w24'``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``mlp_ratios``, each
+            with one number for every stage, and ``map_norms``, the stages, from 0, whose maps are normalised.
         in_channels: channels of the input image.
         drop_path_rate: drop path rate of the last block, as published 0.1 for ``13`` and ``21`` and 0.3 for ``w24``. The
             rate grows linearly from 0 at the first block of the last stage. Other stages have none.
