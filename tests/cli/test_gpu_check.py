@@ -94,8 +94,9 @@ def test_wheels_of_a_bundle_are_installed_beside_what_is_there(tmp_path):
 @pytest.mark.full
 def test_the_whole_rehearsal(own, tmp_path):
     """Every step runs to its end; what needs a GPU or is not installed says so."""
-    result = subprocess.run([sys.executable, ROOT / 'tools/gpu_check.py', '--rehearse', '--minutes', '60', '--data', own,
-                             '--out', tmp_path / 'out'], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, ROOT / 'tools/gpu_check.py', '--rehearse', '--minutes', '60', '--data', own]
+    result = subprocess.run([*command, '--out', tmp_path / 'out'], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
     assert result.returncode == 0, result.stdout[-3000:]
     found = rows(tmp_path / 'out')
     assert [row['step'] for row in found if row['case'] == 'all'] == list(gpu_check.STEPS)
