@@ -4,16 +4,12 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from mmengine.model import normal_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..layers import Block, PatchEmbed, Stage, multi_head_attention
-from ..ops import central_attention, conv_ffn_in_chunks
-from ..ops.ffn import suits_chunks
+from ..layers import Block, ConvFFN, PatchEmbed, Stage, multi_head_attention
+from ..ops import central_attention
 from ..weights import Published, stage_before
 from .base import is_positive, is_rate
 from .pyramid import PyramidBackbone
@@ -56,42 +52,6 @@ class Attention(nn.Module):
         query, key, value = (y.flatten(1, 2) for y in (self.q(x), *self.kv(x).chunk(2, -1)))
         dropout_p = self.attn_drop_rate if self.training else 0.0
         return self.proj(multi_head_attention(query, key, value, self.num_heads, dropout_p=dropout_p).view_as(x))
-
-
-class FFN(nn.Module):
-    """Feed-forward network with a depth-wise convolution, the only place besides the borders where position enters."""
-
-    def __init__(self, dims: int, hidden_dims: int, recompute: bool):
-        super().__init__()
-        self.recompute = recompute
-        self.fc1 = nn.Linear(dims, hidden_dims)
-        self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
-        self.fc2 = nn.Linear(hidden_dims, dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        with_gradients = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-        conv_bias = self.dwconv.bias
-        if (conv_bias is not None and self._is_as_built()
-                and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute)):
-            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, conv_bias, self.fc2.weight,
-                                      self.fc2.bias)
-        x = self.fc1(x)
-        if self.recompute and with_gradients and not torch.compiler.is_compiling():
-            return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
-        return self._after_fc1(x)
-
-    def _after_fc1(self, x: Tensor) -> Tensor:
-        # Channels last, seen through a permutation: oneDNN and cuDNN take it as it is, while a (B, C, H, W) view of tokens
-        # has strides that hide this where B is 1, and is copied.
-        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
-
-    def _is_as_built(self) -> bool:
-        """Whether nobody quantized, wrapped, parametrized or watches the layers, so that their weights say all."""
-        return all(type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks
-                                                                  or layer._backward_hooks or layer._backward_pre_hooks)
-                   for layer in (self.fc1, self.dwconv, self.fc2))
 
 
 @MODELS.register_module()
@@ -165,7 +125,7 @@ class SimViT(PyramidBackbone):
                 return CentralAttention(dims, num_heads, self.kernel_size, self.attn_drop_rate)
             return Attention(dims, num_heads, self.attn_drop_rate)
 
-        blocks = [Block(attention(), FFN(dims, dims * mlp_ratio, self.recompute_ffn), dims, rate, EPS)
+        blocks = [Block(attention(), ConvFFN(dims, dims * mlp_ratio, self.recompute_ffn), dims, rate, EPS)
                   for rate in drop_path_rates]
         return Stage(PatchEmbed(in_channels, dims, self.patch_sizes[index]), blocks, self.with_cp)
 

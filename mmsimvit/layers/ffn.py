@@ -1,5 +1,10 @@
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..ops import conv_ffn_in_chunks
+from ..ops.ffn import suits_chunks
 
 
 class FFN(nn.Module):
@@ -17,3 +22,44 @@ class FFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class ConvFFN(nn.Module):
+    """Feed-forward network with a depth-wise 3 x 3 convolution before its GELU (PVT v2, 2106.13797, section 3.3).
+
+    Args:
+        dims, hidden_dims: channels of input and output, and between the layers.
+        recompute: compute what follows the first layer again in the backward pass.
+    """
+
+    def __init__(self, dims: int, hidden_dims: int, recompute: bool = False):
+        super().__init__()
+        self.recompute = recompute
+        self.fc1 = nn.Linear(dims, hidden_dims)
+        self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        with_gradients = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+        conv_bias = self.dwconv.bias
+        if (conv_bias is not None and self._is_as_built()
+                and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute)):
+            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, conv_bias, self.fc2.weight,
+                                      self.fc2.bias)
+        x = self.fc1(x)
+        if self.recompute and with_gradients and not torch.compiler.is_compiling():
+            return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
+        return self._after_fc1(x)
+
+    def _after_fc1(self, x: Tensor) -> Tensor:
+        # Channels last, seen through a permutation: oneDNN and cuDNN take it as it is, while a (B, C, H, W) view of tokens
+        # has strides that hide this where B is 1, and is copied.
+        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(x))
+
+    def _is_as_built(self) -> bool:
+        """Whether nobody quantized, wrapped, parametrized or watches the layers, so that their weights say all."""
+        return all(type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks
+                                                                  or layer._backward_hooks or layer._backward_pre_hooks)
+                   for layer in (self.fc1, self.dwconv, self.fc2))

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsimvit import SimViT
 from mmsimvit.analysis.flops import count_complexity
-from mmsimvit.backbones import simvit
 from mmsimvit.errors import ModelError
+from mmsimvit.layers import ffn
 from mmsimvit.ops import central_attention
 from mmsimvit.ops.inhomogeneous_conv import inhomogeneous_conv
 from tests.conftest import ROOT
@@ -105,8 +105,8 @@ def test_real_numbers_are_counted_alike(monkeypatch):
         chunked.append(arguments)
         return in_chunks(*arguments)
 
-    in_chunks = simvit.conv_ffn_in_chunks
-    monkeypatch.setattr(simvit, 'conv_ffn_in_chunks', spy)
+    in_chunks = ffn.conv_ffn_in_chunks
+    monkeypatch.setattr(ffn, 'conv_ffn_in_chunks', spy)
     real, meta = (count_complexity(Wrapper(looks), (448, 416)) for looks in (True, False))
     assert chunked
     assert real.parts == meta.parts

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmsimvit import SimViT
-from mmsimvit.backbones import simvit
+from mmsimvit.layers import ffn
 
 
 def test_initialisation_is_the_published():
@@ -114,8 +114,8 @@ def chunked(monkeypatch):
     """The FFNs that ran in chunks, however small they are."""
     monkeypatch.setattr(sys.modules['mmsimvit.ops.ffn'], 'WORTHWHILE_BYTES', 0)
     ran = []
-    original = simvit.conv_ffn_in_chunks
-    monkeypatch.setattr(simvit, 'conv_ffn_in_chunks', lambda *a: ran.append(len(a)) or original(*a))
+    original = ffn.conv_ffn_in_chunks
+    monkeypatch.setattr(ffn, 'conv_ffn_in_chunks', lambda *a: ran.append(len(a)) or original(*a))
     return ran
 
 

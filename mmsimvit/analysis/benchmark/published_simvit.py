@@ -8,7 +8,8 @@ from types import MethodType
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...backbones.simvit import FFN, Attention, CentralAttention
+from ...backbones.simvit import Attention, CentralAttention
+from ...layers import ConvFFN
 
 
 def central_attention(query: Tensor, key_value: Tensor, num_heads: int, kernel_size: int) -> Tensor:
@@ -43,7 +44,7 @@ def _attention_forward(self: Attention, x: Tensor) -> Tensor:
     return self.proj((weights @ value).transpose(1, 2).reshape(x.shape))
 
 
-def _ffn_forward(self: FFN, x: Tensor) -> Tensor:
+def _ffn_forward(self: ConvFFN, x: Tensor) -> Tensor:
     batch, height, width, _ = x.shape
     # With one image, the view's stride of the batch hides from the convolution that the channels lie innermost.
     x = self.fc1(x).flatten(1, 2).transpose(1, 2).view(batch, -1, height, width)
@@ -52,4 +53,4 @@ def _ffn_forward(self: FFN, x: Tensor) -> Tensor:
 
 
 FORWARDS: dict[type[nn.Module], Callable] = {
-    CentralAttention: _central_attention_forward, Attention: _attention_forward, FFN: _ffn_forward}
+    CentralAttention: _central_attention_forward, Attention: _attention_forward, ConvFFN: _ffn_forward}
