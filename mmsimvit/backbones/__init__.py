@@ -8,7 +8,8 @@ from .lit import LIT
 from .p2t import P2T
 from .pyramid import PyramidBackbone
 from .scalablevit import ScalableViT
+from .shunted import Shunted
 from .simvit import SimViT
 
 __all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone',
-           'ScalableViT', 'SimViT']
+           'ScalableViT', 'Shunted', 'SimViT']

@@ -30,11 +30,13 @@ class ConvFFN(nn.Module):
     Args:
         dims, hidden_dims: channels of input and output, and between the layers.
         recompute: compute what follows the first layer again in the backward pass.
+        adds_hidden: add what the convolution takes to what it gives, as Shunted Transformer does (2111.15193, section 3.3).
     """
 
-    def __init__(self, dims: int, hidden_dims: int, recompute: bool = False):
+    def __init__(self, dims: int, hidden_dims: int, recompute: bool = False, adds_hidden: bool = False):
         super().__init__()
         self.recompute = recompute
+        self.adds_hidden = adds_hidden
         self.fc1 = nn.Linear(dims, hidden_dims)
         self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, dims)
@@ -45,8 +47,10 @@ class ConvFFN(nn.Module):
         conv_bias = self.dwconv.bias
         if (conv_bias is not None and self._is_as_built()
                 and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute)):
-            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, self.dwconv.weight, conv_bias, self.fc2.weight,
-                                      self.fc2.bias)
+            kernel = self.dwconv.weight
+            if self.adds_hidden:  # which is one more at the middle of the kernel; low precision would round it, and is not here
+                kernel = kernel + F.pad(kernel.new_ones(1, 1), (1, 1, 1, 1))
+            return conv_ffn_in_chunks(x, self.fc1.weight, self.fc1.bias, kernel, conv_bias, self.fc2.weight, self.fc2.bias)
         x = self.fc1(x)
         if self.recompute and with_gradients and not torch.compiler.is_compiling():
             return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
@@ -55,8 +59,8 @@ class ConvFFN(nn.Module):
     def _after_fc1(self, x: Tensor) -> Tensor:
         # Channels last, seen through a permutation: oneDNN and cuDNN take it as it is, while a (B, C, H, W) view of tokens
         # has strides that hide this where B is 1, and is copied.
-        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
+        out = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(out + x if self.adds_hidden else out))
 
     def _is_as_built(self) -> bool:
         """Whether nobody quantized, wrapped, parametrized or watches the layers, so that their weights say all."""
