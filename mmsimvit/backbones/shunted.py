@@ -12,7 +12,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import Block, ConvFFN, crop, multi_head_attention, pad_for_patches
+from ..layers import Block, ConvFFN, multi_head_attention, pad_for_patches
+from ..ops.backends import is_exporting
 from ..weights import Published, stage_before
 from .base import is_positive, is_sequence
 from .pyramid import PyramidBackbone
@@ -64,22 +65,34 @@ class ReducedTokens(nn.Module):
         self.kv = nn.Linear(dims, dims)
         self.local_conv = nn.Conv2d(dims // 2, dims // 2, 3, padding=1, groups=dims // 2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, H, W, C)`` -> keys and values, ``(B, N, C / 2)`` each."""
-        x = self._reduce(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        key, value = self.kv(F.gelu(self.norm(x))).chunk(2, -1)
-        value = value + self.local_conv(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return key.flatten(1, 2), value.flatten(1, 2)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``(B, H, W, C)`` -> keys and values, ``(B, N, C / 2)`` each, and a bias of the logits or None.
 
-    def _reduce(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` -> ``(B, C, max(H // rate, 1), max(W // rate, 1))``: a remainder is left out, as published."""
-        height, width = x.shape[2:]
-        if torch.compiler.is_compiling():  # a trace would distinguish whether there is one row of tokens or several
-            x = self.reduction(F.pad(x, (0, self.rate - 1, 0, self.rate - 1)))
-            return crop(x, torch.sym_max(height // self.rate, 1), torch.sym_max(width // self.rate, 1))
-        if height < self.rate or width < self.rate:
-            x = F.pad(x, (0, max(self.rate - width, 0), 0, max(self.rate - height, 0)))
-        return self.reduction(x)
+        There are ``max(H // rate, 1)`` rows and ``max(W // rate, 1)`` columns: a remainder is left out, as published.
+        """
+        height, width = x.shape[1:3]
+        bias = kept = None
+        if is_exporting():
+            # The graph would distinguish whether there is one row or several. So it has tokens of the remainder too, which
+            # neither queries nor the local convolution see.
+            x = self.reduction(F.pad(x, (0, 0, 0, self.rate - 1, 0, self.rate - 1)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            rows, columns = (self._is_whole(*sizes, x.device) for sizes in zip(x.shape[1:3], (height, width)))
+            kept = rows[:, None] & columns
+            bias = x.new_zeros(kept.shape).masked_fill(~kept, float('-inf')).flatten()[None, None]
+        else:
+            if height < self.rate or width < self.rate:
+                x = F.pad(x, (0, 0, 0, max(self.rate - width, 0), 0, max(self.rate - height, 0)))
+            x = self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        key, value = self.kv(F.gelu(self.norm(x))).chunk(2, -1)
+        if kept is not None:
+            value = value * kept[..., None]
+        value = value + self.local_conv(value.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return key.flatten(1, 2), value.flatten(1, 2), bias
+
+    def _is_whole(self, count: int, length: int, device: torch.device) -> Tensor:
+        """Which rows or columns of tokens have no padding in them, ``(count,)``; the first is taken in any case."""
+        index = torch.arange(count, device=device)
+        return ((index + 1) * self.rate <= length) | (index == 0)
 
 
 class ShuntedAttention(nn.Module):
@@ -95,7 +108,10 @@ class ShuntedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         queries = self.q(x).flatten(1, 2).chunk(2, -1)
-        outs = [multi_head_attention(query, *tokens(x), self.num_heads // 2) for query, tokens in zip(queries, self.tokens)]
+        outs = []
+        for query, tokens in zip(queries, self.tokens):
+            key, value, bias = tokens(x)
+            outs.append(multi_head_attention(query, key, value, self.num_heads // 2, bias))
         return self.proj(torch.cat(outs, -1).view_as(x))
 
 
