@@ -1,0 +1,3 @@
+_base_ = './upernet_shunted_t_ade20k.py'
+pretrained = 'checkpoints/shunted_b.pth'
+model = dict(backbone=dict(arch='b', drop_path_rate=0.3, init_cfg=dict(checkpoint=pretrained)))
