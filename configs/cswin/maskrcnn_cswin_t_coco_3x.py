@@ -2,10 +2,9 @@ _base_ = [
     '../_base_/models/maskrcnn.py', '../_base_/datasets/coco_instance_ms_crop.py', '../_base_/schedules/3x.py',
     '../_base_/detection_runtime.py'
 ]
-# The paper's 36 epochs: AdamW at 1e-4, weight decay 0.05, the short side between 480 and 800 pixels. It does not say what has no
-# weight decay: norms, as in Swin's recipe.
-# Pretrained on ImageNet: the published weights, or a checkpoint of configs/cswin/cswin_t_imagenet.py. From random weights
-# instead: --cfg-options model.backbone.init_cfg=None
+# The paper's 36 epochs: AdamW at 1e-4, weight decay 0.05, the short side between 480 and 800 pixels. It does not say what has
+# no weight decay: norms, as in Swin's recipe. Pretrained on ImageNet: the published weights, or a checkpoint of
+# configs/cswin/cswin_t_imagenet.py. From random weights instead: --cfg-options model.backbone.init_cfg=None
 pretrained = 'checkpoints/cswin_tiny.pth'
 
 model = dict(

@@ -142,7 +142,7 @@ class FirstBlock(layers.Block):
         super().__init__(attn, ffn, dims, drop_path, eps)
         self.peg = nn.Conv2d(dims, dims, 3, padding=1, groups=dims)
 
-    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *context: Tensor | int) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         x = super().forward(x, *context)
         return x + self.peg(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
