@@ -10,7 +10,7 @@ help:
 	@echo 'make demo   set up, train Mask R-CNN on SimViT for minutes on generated images, show what it learnt;'
 	@echo '            TASK=segmentation for Semantic FPN, TASK=classification for a classifier'
 	@echo 'make test   set up, run the linter, the type checker and the tests that each change must pass: ten minutes'
-	@echo 'make test-all  set up, run the linter, the type checker and all tests: up to an hour'
+	@echo 'make test-all  make test, then the tests that take long: up to an hour'
 	@echo 'make docs   set up, run all commands of the pages and the tutorials, build the site into site/'
 	@echo 'make setup  set up .venv alone'
 	@echo 'STACK=onedl in each: with the maintained forks of the OpenMMLab packages, in .venv-onedl'
@@ -20,10 +20,13 @@ help:
 setup:
 	@$(PYTHON) tools/setup_env.py --venv $(VENV) --stack $(STACK) $(if $(TORCH),--torch $(TORCH)) $(if $(OPS),--ops $(OPS))
 
-test test-all: setup
+test: setup
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(if $(filter test-all,$@),-m 'not pages')
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+test-all: test
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m full
 
 docs: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m pages
