@@ -55,6 +55,9 @@ def test_merging_undoes_splitting(size, centred):
         x = numbers(*shape)
         _, merged = Pair(size, centred)(x)
         assert torch.equal(merged, x)
+        rectangle = [length if part is None else part for part, length in zip(size, shape[1:], strict=True)]
+        apart = split_into_windows(x, size, centred).unflatten(1, rectangle)
+        assert torch.equal(merge_windows(apart, size, *shape, centred=centred), x)
 
 
 @exports
