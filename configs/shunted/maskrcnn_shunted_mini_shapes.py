@@ -1,12 +1,12 @@
 _base_ = '../_base_/maskrcnn_shapes.py'
 # A smaller one than was published, from random weights; minutes on two CPU cores.
-arch = dict(
-    embed_dims=(32, 64, 128, 256),
-    depths=(2, 2, 2, 2),
-    num_heads=(2, 2, 4, 8),
-    mlp_ratios=(4, 4, 4, 4),
-    reduction_rates=(8, 4, 2, 1),
-    stem_convs=0)
 model = dict(
-    backbone=dict(type='Shunted', arch=arch, drop_path_rate=0.),
+    backbone=dict(
+        type='Shunted',
+        arch='t',
+        embed_dims=(32, 64, 128, 256),
+        depths=(2, 2, 2, 2),
+        num_heads=(2, 2, 4, 8),
+        mlp_ratios=(4, 4, 4, 4),
+        drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 128, 256]))
