@@ -30,7 +30,7 @@ class PatchEmbed(nn.Module):
 
 
 def count_cells(length: int, ratios: Sequence[int], device: torch.device) -> Tensor:
-    """``max(1, round(length / ratio))`` for each ratio, halves to even as published."""
+    """``max(1, round(length / ratio))`` for each ratio, halves to even as published: ``(levels,)``."""
     ratio = torch.tensor(ratios, device=device)
     return (torch.full_like(ratio, length) / ratio).round().long().clamp(min=1)
 
