@@ -1,11 +1,15 @@
 """What is ScalableViT's own; tests/backbones/test_contract.py holds what every backbone must do."""
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from mmsimvit import ScalableViT
+from mmsimvit import ScalableViT, convert_state_dict
 from mmsimvit.backbones.scalablevit import Reduction, ScalableAttention, WindowAttention, attend, mask_padding
+from mmsimvit.weights import convert_head
 from tests import golden
+from tests.conftest import ROOT
 
 SMALL = golden.load('scalablevit')['small']['ScalableViT']['arch']
 
@@ -129,6 +133,24 @@ def test_maps_have_norms_on_request_alone():
         model.load_state_dict(ScalableViT.published.convert(golden.state_dict(published)))  # in both cases with the norm
         out = model(golden.image(case['input']))[3]
         assert golden.error(out, case['outputs'][index]) < 1e-9
+
+
+def test_published_classifiers_give_their_scores():
+    """The head with its hidden layer, through the converter and the ImageNet config."""
+    published = golden.state_dict(golden.load('scalablevit')['variants']['s_small'])
+    published.update({name: golden.parameter(name, shape) for name, shape in {
+        'head.0.weight': [4096, 512], 'head.0.bias': [4096], 'head.1.weight': [4096], 'head.1.bias': [4096],
+        'head.3.weight': [1000, 4096], 'head.3.bias': [1000]}.items()})
+    cfg = Config.fromfile(ROOT / 'configs/scalablevit/scalablevit_s_imagenet.py')
+    cfg.model.backbone.update(depths=(2, 2, 4, 2), window_sizes=(4, 4, 2, 2))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model).double().eval()
+    backbone = {f'backbone.{name}': tensor for name, tensor in convert_state_dict('scalablevit', published).items()}
+    model.load_state_dict({**backbone, **convert_head('scalablevit', 's', published)})
+    image = golden.image([1, 3, 64, 64])
+    head = nn.Sequential(nn.Linear(512, 4096), nn.LayerNorm(4096, eps=1e-6), nn.GELU(), nn.Linear(4096, 1000)).double()
+    head.load_state_dict({name[5:]: tensor for name, tensor in published.items() if name.startswith('head.')})
+    torch.testing.assert_close(model(image, mode='tensor'), head(model.backbone(image)[0].mean((2, 3))))
 
 
 @pytest.mark.parametrize(('arch', 'millions'), [('s', 32.00), ('b', 81.88), ('l', 109.29)])
