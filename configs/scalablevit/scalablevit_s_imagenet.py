@@ -2,9 +2,9 @@ _base_ = [
     '../_base_/models/classifier.py', '../_base_/datasets/imagenet.py', '../_base_/schedules/imagenet_300e.py',
     '../_base_/classification_runtime.py'
 ]
-# As published: with the last map's norm, a head with a hidden layer, the 300 epochs and ten more at the lowest rate, and in
-# mixed precision (--amp). The position generators have no weight decay. The colour jitter that the publication names has no
-# effect beside RandAugment.
+# As published: with the last map's norm, a head with a hidden layer, the 300 epochs and ten more at the lowest rate.
+# Published in mixed precision (--amp). The position generators have no weight decay. The published colour jitter has no effect
+# beside RandAugment.
 model = dict(
     backbone=dict(type='ScalableViT', arch='s', final_norm=True, out_indices=(3, ), drop_path_rate=0.2),
     head=dict(

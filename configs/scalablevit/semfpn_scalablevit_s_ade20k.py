@@ -1,7 +1,7 @@
 _base_ = ['../_base_/models/semfpn.py', '../_base_/datasets/ade20k.py', '../_base_/schedules/80k.py']
-# The published 80k iterations, of 16 images on 4 GPUs x 4. Neither their configurations nor the code were published: this is
-# PVT v2's recipe, AdamW at 1e-4 with a weight decay of 1e-4. The drop path rate is that of ImageNet. Pretrained on ImageNet:
-# the published weights, converted by tools/convert_checkpoint.py, or a checkpoint of
+# The published 80k iterations, on 4 GPUs. Their configuration was not published: this is PVT v2's recipe, AdamW at 1e-4 with a
+# weight decay of 1e-4. The drop path rate is that of ImageNet.
+# Pretrained on ImageNet: the published weights, converted by tools/convert_checkpoint.py, or a checkpoint of
 # configs/scalablevit/scalablevit_s_imagenet.py. From random weights instead: --cfg-options model.backbone.init_cfg=None
 pretrained = 'checkpoints/scalablevit_s.pth'
 
