@@ -9,33 +9,12 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import FFN, Block, Stage, merge_windows, multi_head_attention, split_into_windows
+from ..layers import FFN, Block, ConvEmbed, Stage, merge_windows, multi_head_attention, split_into_windows
 from ..weights import Published, stage_before
 from .base import is_numbers
 from .pyramid import PyramidBackbone
 
 EPS = 1e-5
-
-
-class ConvEmbed(nn.Module):
-    """Overlapping patches: a strided convolution and a norm.
-
-    A map of no pixel would come of images that are smaller than the kernel without its padding; they get zeros at the bottom
-    and right.
-    """
-
-    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int, padding: int):
-        super().__init__()
-        self.least = kernel_size - 2 * padding
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
-        self.norm = nn.LayerNorm(embed_dims, eps=EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, H', W', C)``, H' = floor((H - kernel_size + 2 * padding) / stride) + 1."""
-        height, width = x.shape[2:]
-        if height < self.least or width < self.least:
-            x = F.pad(x, (0, max(self.least - width, 0), 0, max(self.least - height, 0)))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class CrossShapedAttention(nn.Module):

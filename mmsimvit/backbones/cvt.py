@@ -10,32 +10,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import Block, divide, multi_head_attention
+from ..layers import Block, ConvEmbed, divide, multi_head_attention
 from ..weights import Published
 from .base import is_sequence
 from .pyramid import PyramidBackbone
 
 EPS = 1e-5  # of all layer norms
-
-
-class PatchEmbed(nn.Module):
-    """Overlapping patches, projected by a strided convolution and normalised.
-
-    The first stage's, of 7 x 7 pixels, are padded by 2: what is left of a stride at the bottom and right is dropped.
-    """
-
-    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int, padding: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
-        self.norm = nn.LayerNorm(embed_dims, eps=EPS)
-        self.min_size = kernel_size - 2 * padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, H', W', C)``."""
-        missing = [max(self.min_size - length, 0) for length in x.shape[2:]]
-        if any(missing):  # of an image smaller than one patch
-            x = F.pad(x, (0, missing[1], 0, missing[0]))
-        return self.norm(self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
 
 
 class ConvProjection(nn.Module):
@@ -186,7 +166,7 @@ class CvT(PyramidBackbone):
         """The last stage has a class token."""
         dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
         has_token = index == len(self.patch_sizes) - 1
-        patch_embed = PatchEmbed(in_channels, dims, 3, 2, 1) if index else PatchEmbed(in_channels, dims, 7, 4, 2)
+        patch_embed = ConvEmbed(in_channels, dims, 3, 2, 1) if index else ConvEmbed(in_channels, dims, 7, 4, 2)
         blocks = [Block(Attention(dims, num_heads, has_token), FFN(dims, dims * mlp_ratio), dims, rate, EPS)
                   for rate in drop_path_rates]
         return Stage(patch_embed, blocks, self.with_cp, dims if has_token else None)

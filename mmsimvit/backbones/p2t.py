@@ -9,24 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import layers
-from ..layers import Block, multi_head_attention
+from ..layers import Block, ConvEmbed, multi_head_attention
 from ..weights import Published, stage_before
 from .pyramid import PyramidBackbone
 
 POOL_RATIOS = ((12, 16, 20, 24), (6, 8, 10, 12), (3, 4, 5, 6), (1, 2, 3, 4))  # of each stage, in pixels of its map
 EPS = 1e-6  # of the norms of blocks; those of patch embeddings and of pooled maps have 1e-5
-
-class PatchEmbed(nn.Module):
-    """Overlapping patches, projected and normalised."""
-
-    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding=kernel_size // 2)
-        self.norm = nn.LayerNorm(embed_dims, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, ceil(H / stride), ceil(W / stride), C)``."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 def count_cells(length: int, ratios: Sequence[int], device: torch.device) -> Tensor:
@@ -164,7 +152,7 @@ class Stage(layers.Stage):
         ratios: of the map's height and width to those of each level.
     """
 
-    def __init__(self, patch_embed: PatchEmbed, blocks: Sequence[Block], with_cp: bool, dims: int, ratios: Sequence[int]):
+    def __init__(self, patch_embed: ConvEmbed, blocks: Sequence[Block], with_cp: bool, dims: int, ratios: Sequence[int]):
         super().__init__(patch_embed, blocks, with_cp)
         self.ratios = ratios
         self.pool_convs = nn.ModuleList(nn.Conv2d(dims, dims, 3, padding=1, groups=dims) for _ in ratios)
@@ -245,7 +233,7 @@ class P2T(PyramidBackbone):
     def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
         """Patches overlap, those of the first stage by three pixels."""
         dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
-        patch_embed = PatchEmbed(in_channels, dims, 3 if index else 7, self.patch_sizes[index])
+        patch_embed = ConvEmbed(in_channels, dims, 3 if index else 7, self.patch_sizes[index])
         blocks = [Block(PyramidAttention(dims, num_heads), FFN(dims, dims * mlp_ratio), dims, rate, EPS)
                   for rate in drop_path_rates]
         return Stage(patch_embed, blocks, self.with_cp, dims, POOL_RATIOS[index])

@@ -12,24 +12,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import FFN, fit_loaded, merge_windows, pad_for_patches, split_into_windows
+from ..layers import FFN, ConvEmbed, fit_loaded, merge_windows, pad_for_patches, split_into_windows
 from ..weights import Published
 from .pyramid import PyramidBackbone
 
 EPS = 1e-6  # of all norms but that of the reduced tokens
-
-
-class PatchEmbed(nn.Module):
-    """Overlapping patches, projected and normalised."""
-
-    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, kernel_size // 2)
-        self.norm = nn.LayerNorm(embed_dims, eps=EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, ceil(H / stride), ceil(W / stride), C)``."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -259,7 +246,7 @@ class ScalableViT(PyramidBackbone):
             attention = (ScalableAttention(dims, num_heads, reduction_ratio, query_ratio) if number % 2
                          else WindowAttention(dims, num_heads, window_size))
             blocks.append((layers.Block if number else FirstBlock)(attention, FFN(dims, dims * mlp_ratio), dims, rate, EPS))
-        patch_embed = PatchEmbed(in_channels, dims, 3 if index else 7, self.patch_sizes[index])
+        patch_embed = ConvEmbed(in_channels, dims, 3 if index else 7, self.patch_sizes[index], eps=EPS)
         return Stage(patch_embed, blocks, window_size, self.with_cp)
 
     def norm_layer(self, index: int) -> partial | None:

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import Block, ConvFFN, multi_head_attention, pad_for_patches
+from ..layers import Block, ConvEmbed, ConvFFN, multi_head_attention, pad_for_patches
 from ..ops.backends import is_exporting
 from ..weights import Published, stage_before
 from .base import is_positive, is_sequence
@@ -39,19 +39,6 @@ class Stem(nn.Module):
         for module in convs:
             x = module(x)
         return self.norm(projection(pad_for_patches(x, 2)).permute(0, 2, 3, 1))
-
-
-class PatchEmbed(nn.Module):
-    """Half the resolution: an overlapping strided convolution, and a norm."""
-
-    def __init__(self, in_channels: int, embed_dims: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dims, 3, stride=2, padding=1)
-        self.norm = nn.LayerNorm(embed_dims, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class ReducedTokens(nn.Module):
@@ -213,7 +200,7 @@ class Shunted(PyramidBackbone):
         """The stem comes before the first stage's blocks."""
         dims, num_heads, mlp_ratio, rate = (
             self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios', 'reduction_rates'))
-        patch_embed = PatchEmbed(in_channels, dims) if index else Stem(in_channels, dims, self.arch['stem_convs'])
+        patch_embed = ConvEmbed(in_channels, dims, 3, 2) if index else Stem(in_channels, dims, self.arch['stem_convs'])
         blocks = [Block(Attention(dims, num_heads) if rate == 1 else ShuntedAttention(dims, num_heads, rate),
                         ConvFFN(dims, dims * mlp_ratio, adds_hidden=True), dims, drop_path_rate, EPS)
                   for drop_path_rate in drop_path_rates]

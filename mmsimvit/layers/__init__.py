@@ -3,11 +3,11 @@ from .attention import multi_head_attention
 from .drop_path import DropPath
 from .ffn import FFN, ConvFFN
 from .padding import crop, divide, pad_for_patches, pad_to_multiple, split_into_patches
-from .patch_embed import PatchEmbed
+from .patch_embed import ConvEmbed, PatchEmbed
 from .position_bias import RelativePositionBias, fit_loaded, spread_rows
 from .stage import Block, Stage
 from .windows import merge_windows, split_into_windows
 
-__all__ = ['FFN', 'Block', 'ConvFFN', 'DropPath', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop', 'divide', 'fit_loaded',
-           'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'split_into_patches',
-           'split_into_windows', 'spread_rows']
+__all__ = ['FFN', 'Block', 'ConvEmbed', 'ConvFFN', 'DropPath', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop',
+           'divide', 'fit_loaded', 'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple',
+           'split_into_patches', 'split_into_windows', 'spread_rows']

@@ -1,3 +1,5 @@
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .padding import pad_for_patches
@@ -23,3 +25,30 @@ class PatchEmbed(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1))
 
 
+class ConvEmbed(nn.Module):
+    """Overlapping patches: a strided convolution, and a norm.
+
+    Images smaller than the kernel without its padding would give no patch. They get zeros at the bottom and right.
+
+    Args:
+        in_channels, embed_dims: channels of the input and of the output.
+        kernel_size, stride: of the convolution, in pixels.
+        padding: zeros on each side; half the kernel if None, so that maps are rounded up.
+        eps: of the norm.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int, padding: int | None = None,
+                 eps: float = 1e-5):
+        super().__init__()
+        padding = kernel_size // 2 if padding is None else padding
+        self.min_size = kernel_size - 2 * padding
+        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
+        self.norm = nn.LayerNorm(embed_dims, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, H', W', C)``, H' = floor((H - kernel_size + 2 * padding) / stride) + 1."""
+        height, width = x.shape[2:]
+        if height < self.min_size or width < self.min_size:
+            x = F.pad(x, (0, max(self.min_size - width, 0), 0, max(self.min_size - height, 0)))
+        x = self.proj(x.contiguous(memory_format=torch.channels_last))  # so that the norm finds channels innermost
+        return self.norm(x.permute(0, 2, 3, 1))

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 
 from mmsimvit import CheckpointError, CvT
-from mmsimvit.backbones.cvt import FFN, Attention, ConvProjection, PatchEmbed
+from mmsimvit.backbones.cvt import FFN, Attention, ConvProjection
 from mmsimvit.cli.convert_checkpoint import convert
 from mmsimvit.engine.fsdp import wrap_blocks
+from mmsimvit.layers import ConvEmbed
 from tests import golden
 
 SMALL = dict(embed_dims=(8, 16, 24), depths=(1, 2, 2), num_heads=(1, 2, 3), mlp_ratios=(2, 2, 2), map_norms=())
@@ -27,7 +28,7 @@ def test_maps_have_the_published_sizes(size, expected):
 
 
 def test_patches_of_the_stem_begin_two_pixels_before_the_image():
-    embed = PatchEmbed(1, 4, 7, 4, 2)
+    embed = ConvEmbed(1, 4, 7, 4, 2)
     embed.norm = torch.nn.Identity()
     pixel = torch.zeros(1, 1, 16, 16, requires_grad=True)
     seen = torch.autograd.grad(embed(pixel)[0, 1, 1].sum(), pixel)[0][0, 0]

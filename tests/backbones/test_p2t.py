@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmsimvit import P2T
-from mmsimvit.backbones.p2t import FFN, POOL_RATIOS, PatchEmbed, average_cells, count_cells, list_cells, pool
-from mmsimvit.layers import Block
+from mmsimvit.backbones.p2t import FFN, POOL_RATIOS, average_cells, count_cells, list_cells, pool
+from mmsimvit.layers import Block, ConvEmbed
 
 
 def pooled(x, ratios, weight, bias):
@@ -146,4 +146,4 @@ def test_initialisation_is_the_published():
         elif isinstance(module, (nn.Linear, nn.Conv2d)):  # torch's own for convolutions, which those of FFNs were
             bound = module.weight[0].numel()**-0.5
             assert 0.9 * bound < module.weight.abs().max() <= bound and 0.6 * bound < module.bias.abs().max() <= bound, name
-    assert isinstance(model.stages[1].patch_embed, PatchEmbed)
+    assert isinstance(model.stages[1].patch_embed, ConvEmbed)

@@ -71,10 +71,11 @@ def train(case: str, config: str, settings: Settings, options: list[str], dtype:
     command += ['--launcher', 'pytorch'] * bool(processes)
     if dtype and settings.device != 'cpu':
         command += ['--amp', '--amp-dtype', dtype]
+    command += ['--cfg-options', *options] if options else []
     began = time.monotonic()
     log = work_dir.with_suffix('.log')
     with log.open('w') as file:
-        process = subprocess.Popen([*command, *['--cfg-options'] * bool(options), *options], stdout=file, stderr=subprocess.STDOUT,
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT,
                                    env={**os.environ, 'OMP_NUM_THREADS': '1'}, start_new_session=True)
         try:
             code: int | None = process.wait(max(settings.ends - time.monotonic(), 1))
