@@ -1,7 +1,9 @@
 _base_ = './cswin_b_imagenet.py'
 # The published fine-tuning at 384 x 384 pixels: 20 epochs, and ten more at the lowest rate, which is not stated: a tenth. The
 # number of images a step is not stated either: that of training. Wider stripes have the same weights.
-# Those of 224 x 224 pixels: a checkpoint of configs/cswin/cswin_b_imagenet.py, or the published one.
+# Those of 224 x 224 pixels: a checkpoint of configs/cswin/cswin_b_imagenet.py, or the published one. The head starts anew. For
+# that of the checkpoint too: --cfg-options load_from=FILE, where FILE is such a checkpoint, or the published one, converted by
+# tools/convert_checkpoint.py --with-head.
 pretrained = 'checkpoints/cswin_base.pth'
 
 model = dict(
@@ -27,3 +29,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=5e-7, by_epoch=True, begin=0, end=20, convert_to_iter_based=True)
 ]
 optim_wrapper = dict(optimizer=dict(lr=5e-6, weight_decay=1e-8), accumulative_counts=4)
+custom_hooks = [dict(type='EMAHook', momentum=8e-5, interval=4, priority='ABOVE_NORMAL')]  # once a step of the optimizer
