@@ -9,4 +9,7 @@ pretrained = 'checkpoints/shunted_s.pth'
 model = dict(
     backbone=dict(type='Shunted', arch='s', drop_path_rate=0.2, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
     neck=dict(in_channels=[64, 128, 256, 512]))
+# Swin's norms have no weight decay. The stem's have another name, by their places.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={
+    f'patch_embed.conv.{place}': dict(decay_mult=0.) for place in (1, 4, 7)}))
 sync_bn = 'torch'

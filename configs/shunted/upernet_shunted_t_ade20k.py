@@ -9,5 +9,8 @@ model = dict(
     backbone=dict(type='Shunted', arch='t', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256))
+# Swin's norms have no weight decay. The stem's have another name, by their places.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={
+    f'patch_embed.conv.{place}': dict(decay_mult=0.) for place in (1, 4, 7)}))
 # Each process has two images, too few for batch norms: the stem's are synchronised.
 sync_bn = 'torch'
