@@ -14,7 +14,7 @@ from tests.backbones.table import BACKBONES
 
 
 def stripes(length, width):
-    """The stripes of so many rows by the words of the paper's code: for each, the rows of the map, or None for padding."""
+    """The stripes of so many rows, padded on both sides as published: for each, the rows of the map, or None for padding."""
     missing = -length % width
     rows = [None] * (missing // 2) + list(range(length)) + [None] * (missing - missing // 2)
     return [rows[first:first + width] for first in range(0, len(rows), width)]
