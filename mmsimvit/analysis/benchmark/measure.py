@@ -3,6 +3,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -11,6 +12,35 @@ from ...ops.backends import use_backend
 from ..memory import memory_events, saved_activations
 
 STEPS = ('forward', 'training')  # without gradients; forward and backward
+
+
+def time_once(call: Callable[[], object], device: torch.device, queue_cycles: int) -> tuple[float, int]:
+    """Seconds of one call, and on a GPU the cycles for which it must be kept busy.
+
+    On a GPU the time is that of the kernels alone: they are queued while it is kept busy, because Python can take longer to
+    launch them than they take.
+
+    Args:
+        call: what is timed.
+        device: where it runs.
+        queue_cycles: for how many cycles of its clock a GPU is kept busy at first; doubled until all kernels are queued.
+    """
+    if device.type != 'cuda':
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began, queue_cycles
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    while True:
+        torch.empty(1 << 28, dtype=torch.int8, device=device).zero_()  # what the last run left in the caches
+        torch.cuda._sleep(queue_cycles)
+        start.record()
+        call()
+        end.record()
+        waited_for_python = start.query()
+        torch.cuda.synchronize(device)
+        if not waited_for_python or queue_cycles > 10**9:  # half a second: something in the run waits itself
+            return start.elapsed_time(end) / 1000, queue_cycles
+        queue_cycles *= 2
 
 
 @dataclass
@@ -51,23 +81,9 @@ class Candidate:
                 x.grad = None
 
     def time(self, step: str) -> float:
-        """Seconds of one run; on a GPU, of its kernels alone: they are queued while the GPU is kept busy."""
-        if self.device.type != 'cuda':
-            began = time.perf_counter()
-            self.run(step)
-            return time.perf_counter() - began
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        while True:
-            torch.empty(1 << 28, dtype=torch.int8, device=self.device).zero_()  # what the last run left in the caches
-            torch.cuda._sleep(self.queue_cycles)
-            start.record()
-            self.run(step)
-            end.record()
-            waited_for_python = start.query()
-            torch.cuda.synchronize(self.device)
-            if not waited_for_python or self.queue_cycles > 10**10:  # seconds: something in the run waits itself
-                return start.elapsed_time(end) / 1000
-            self.queue_cycles *= 2
+        """Seconds of one run; on a GPU, of its kernels alone."""
+        seconds, self.queue_cycles = time_once(partial(self.run, step), self.device, self.queue_cycles)
+        return seconds
 
     def measure_memory(self, step: str) -> None:
         """The most bytes allocated at a time beyond those before the step, and those kept for the backward pass."""
