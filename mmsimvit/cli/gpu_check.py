@@ -6,6 +6,7 @@ that fails is reported, and the others run. Without a GPU, --rehearse runs the s
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,21 +17,23 @@ from typing import Any
 
 import torch
 
-from ..analysis.gpu import Settings
+from ..analysis.gpu import Settings, stop
 
 STEPS = {  # in the order in which they run -> the largest share of the time that each may take
-    'environment': 0.1,
+    'environment': 0.08,
     'correctness': 0.2,
-    'speed': 0.25,
-    'tiles': 0.2,
-    'backbones': 0.3,
-    'training_step': 0.25,
-    'demo': 0.3,
-    'real_images': 0.3,
-    'rivals': 0.2,
-    'sanitizer': 0.2,
+    'speed': 0.12,
+    'backbones': 0.2,
+    'demo': 0.2,
+    'training_step': 0.12,
+    'tiles': 0.12,
+    'real_images': 0.2,
     'processes': 0.2,
+    'compiled': 0.4,
+    'rivals': 0.3,
+    'sanitizer': 0.2,
     'export': 0.2,
+    'windows': 0.5,
 }
 PATIENCE = 20  # seconds that a step gets beyond its share, before it is stopped from outside
 
@@ -48,7 +51,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help='these alone, of: ' + ', '.join(STEPS))
     parser.add_argument('--data', type=Path, metavar='DIR', help='for the step real_images: a folder with train/, val/ and '
                         'annotations/instances_{train,val}.json in the format of COCO')
-    parser.add_argument('--device', default='cuda', help='cuda, cuda:1 ... (default: cuda)')
     parser.add_argument('--rehearse', action='store_true', help='on the CPU, with tiny inputs')
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -73,16 +75,20 @@ def main(argv: list[str] | None = None) -> None:
     pending = list(args.steps)
     while pending and time.monotonic() < ends:
         command = [sys.executable, '-m', 'mmsimvit', 'gpu_check', '--worker', '--steps', *pending, '--out', str(args.out),
-                   '--minutes', str((ends - time.monotonic()) / 60), '--device', args.device]
+                   '--minutes', str((ends - time.monotonic()) / 60)]
         command += ['--data', str(args.data)] * bool(args.data) + ['--rehearse'] * args.rehearse
         worker = subprocess.Popen(command, env=environment, start_new_session=True)
-        reason = watch(worker, results, ends, args.minutes)
-        seen = [row['step'] for row in read(results) if row.get('case') == 'all']
-        left = [step for step in pending if step not in seen]
-        if left and reason and time.monotonic() < ends + PATIENCE:
+        try:
+            reason = watch(worker, results, ends, args.minutes)
+        finally:
+            stop(worker, 10)  # also where Ctrl-C ends this process, of which one in a session of its own learns nothing
+        rows = read(results)
+        begun, ended = ({row['step'] for row in rows if row['case'] == case} for case in ('begun', 'all'))
+        left = [step for step in pending if step not in ended]
+        if left and reason and (left[0] in begun or left == pending) and time.monotonic() < ends + PATIENCE:
             record(args.out, dict(step=left[0], case='all', ok=False, note=reason))
             left = left[1:]
-        pending = left if reason else []
+        pending = left
     for step in pending:
         record(args.out, dict(step=step, case='all', ok=None, note='not run: no time was left'))
     rows = read(results)
@@ -105,8 +111,7 @@ def watch(worker: subprocess.Popen, results: Path, ends: float, minutes: float) 
             step, began = running[-1], time.monotonic()
         share = 60 * minutes * STEPS.get(step, 0.2)
         if time.monotonic() > min(began + share, ends) + PATIENCE:
-            os.killpg(worker.pid, 9)
-            worker.wait()
+            stop(worker, 10)
             return f'stopped after {time.monotonic() - began:.0f} s'
     return f'its process ended with status {worker.returncode}' if worker.returncode else ''
 
@@ -116,9 +121,8 @@ def work(args: argparse.Namespace) -> None:
     from ..analysis.gpu import attention, jobs, models
     functions: dict[str, Step] = {name: getattr(module, name) for module in (attention, models, jobs) for name in module.STEPS}
     ends = time.monotonic() + 60 * args.minutes
-    device = 'cpu' if args.rehearse else args.device
-    if device != 'cpu':
-        torch.cuda.set_device(device)
+    device = 'cpu' if args.rehearse else 'cuda'
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))  # so that what a step started is stopped too
     for name in args.steps:
         began = time.monotonic()
         if began > ends:

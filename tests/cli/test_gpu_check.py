@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -6,6 +7,7 @@ import zipfile
 
 import pytest
 
+from mmsimvit.analysis.gpu import stop
 from mmsimvit.cli import gpu_check
 from tests.conftest import ROOT, run
 
@@ -27,7 +29,7 @@ def test_a_step_that_fails_is_reported_and_the_others_run(tmp_path):
 
 
 def test_what_a_crash_and_a_hang_took_along_goes_on_with_the_next_step(tmp_path, monkeypatch):
-    """The first worker dies in a step, the second hangs in one, the third ends."""
+    """The first worker dies in a step, the second after one that failed, the third hangs in one, the fourth ends."""
     worker = '''
 import os, sys, time
 from pathlib import Path
@@ -39,7 +41,9 @@ for step in steps:
         os.abort()
     if step == 'tiles':
         time.sleep(600)
-    gpu_check.record(folder, dict(step=step, case='all', ok=True))
+    gpu_check.record(folder, dict(step=step, case='all', ok=step != 'speed'))
+    if step == 'speed':
+        os.abort()
 '''
 
     class Popen(subprocess.Popen):
@@ -50,13 +54,14 @@ for step in steps:
     monkeypatch.setattr(gpu_check.subprocess, 'Popen', Popen)
     monkeypatch.setattr(gpu_check, 'PATIENCE', 0)
     monkeypatch.setitem(gpu_check.STEPS, 'tiles', 0.001)
-    with pytest.raises(SystemExit, match='failed: correctness, all; tiles, all'):
+    with pytest.raises(SystemExit, match='failed: correctness, all; speed, all; tiles, all'):
         gpu_check.main(['--rehearse', '--minutes', '60', '--out', str(tmp_path),
                         '--steps', 'environment', 'correctness', 'speed', 'tiles', 'rivals'])
     ended = {row['step']: (row['ok'], row.get('note', '')) for row in rows(tmp_path) if row['case'] == 'all'}
     assert list(ended) == ['environment', 'correctness', 'speed', 'tiles', 'rivals']
     assert ended['correctness'] == (False, 'its process ended with status -6')
     assert ended['tiles'][0] is False and ended['tiles'][1].startswith('stopped after ')
+    assert ended['speed'] == (False, '')  # and the next is not blamed for it
     assert ended['rivals'] == (True, '')
 
 
@@ -66,6 +71,37 @@ def test_what_no_time_was_left_for_is_said(tmp_path, monkeypatch):
     gpu_check.main(['--rehearse', '--minutes', '0.001', '--out', str(tmp_path), '--steps', 'environment', 'speed'])
     assert [(row['step'], row['note']) for row in rows(tmp_path)] == [
         (step, 'not run: no time was left') for step in ('environment', 'speed')]
+
+
+def test_what_a_worker_left_out_when_time_was_up_is_said(tmp_path, monkeypatch):
+    class Popen(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__([sys.executable, '-c', ''], **options)
+
+    monkeypatch.setattr(gpu_check.subprocess, 'Popen', Popen)
+    gpu_check.main(['--rehearse', '--minutes', '0.002', '--out', str(tmp_path), '--steps', 'speed'])
+    assert [(row['step'], row['note']) for row in rows(tmp_path)] == [('speed', 'not run: no time was left')]
+
+
+def test_what_a_stopped_step_had_started_is_stopped_too(tmp_path):
+    inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"""
+import signal, subprocess, sys
+from mmsimvit.analysis.gpu import stop
+signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))
+process = subprocess.Popen([sys.executable, '-c', {inner!r}], start_new_session=True)
+try:
+    process.wait()
+finally:
+    stop(process)
+"""
+    worker = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, start_new_session=True)
+    while not (tmp_path / 'pid').is_file() or not (pid := (tmp_path / 'pid').read_text()):
+        assert worker.poll() is None
+        time.sleep(0.05)
+    stop(worker, 10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
 
 
 def test_a_gpu_is_asked_for(tmp_path, monkeypatch):

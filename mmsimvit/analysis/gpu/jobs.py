@@ -1,7 +1,7 @@
 """Whole trainings on a GPU, by the commands that users call."""
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config_files import find_config
-from . import Settings
+from . import Settings, stop
 
 STEPS = ('demo', 'real_images', 'processes')
 TINY = [f'{split}_dataloader.dataset.{key}={value}' for split in ('train', 'val', 'test')
@@ -52,11 +52,10 @@ def processes(settings: Settings) -> Iterator[dict[str, Any]]:
     short = [*TINY, 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
     config = 'simvit_micro_shapes.py'
     yield train('two processes, gloo', config, settings, [*short, 'env_cfg.dist_cfg.backend=gloo'], processes=2)
-    if settings.device != 'cpu':
-        sharded = Path(settings.folder) / 'fsdp.py'
-        bases = [find_config(config), find_config('_base_/fsdp.py')]
-        sharded.write_text(f'_base_ = {[str(Path(base).absolute()) for base in bases]}\n')
-        yield train('fully sharded data parallel', str(sharded), settings, short, processes=1)
+    sharded = Path(settings.folder) / 'fsdp.py'
+    bases = [find_config(config), find_config('_base_/fsdp.py')]
+    sharded.write_text(f'_base_ = {[str(Path(base).absolute()) for base in bases]}\n')
+    yield train('fully sharded data parallel, one process', str(sharded), settings, short, processes=1)
     yield train('compile=True in the config', config, settings, [*short, 'compile=True'])
 
 
@@ -64,24 +63,30 @@ def train(case: str, config: str, settings: Settings, options: list[str], dtype:
           processes: int = 0) -> dict[str, Any]:
     """Train as ``tools/train.py`` does, in a process of its own; give scores, speed and memory out of its log."""
     work_dir = Path(settings.folder) / ''.join(letter if letter.isalnum() else '_' for letter in case)
-    command = [sys.executable, '-m']
-    if processes:
-        command += ['torch.distributed.run', '--nproc_per_node', str(processes), '--master_port', '29517', '-m']
-    command += ['mmsimvit.train', find_config(config), '--work-dir', str(work_dir)]
+    shutil.rmtree(work_dir, ignore_errors=True)  # an earlier run's scores are not this one's
+    command = [sys.executable, '-m', 'mmsimvit', 'train', find_config(config), '--work-dir', str(work_dir)]
     command += ['--launcher', 'pytorch'] * bool(processes)
     if dtype and settings.device != 'cpu':
         command += ['--amp', '--amp-dtype', dtype]
     command += ['--cfg-options', *options] if options else []
     began = time.monotonic()
     log = work_dir.with_suffix('.log')
-    with log.open('w') as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT,
-                                   env={**os.environ, 'OMP_NUM_THREADS': '1'}, start_new_session=True)
-        try:
-            code: int | None = process.wait(max(settings.ends - time.monotonic(), 1))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            code = None
+    started: list[subprocess.Popen] = []
+    codes: list[int] | None = []
+    try:
+        with log.open('w') as file:
+            for rank in range(max(processes, 1)):
+                # As a launcher would, but all on the first card.
+                place = dict(RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_RANK='0', MASTER_ADDR='127.0.0.1',
+                             MASTER_PORT='29517') if processes else {}
+                started.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                                                env={**os.environ, 'OMP_NUM_THREADS': '1', **place}))
+        codes = [process.wait(max(settings.ends - time.monotonic(), 1)) for process in started]
+    except subprocess.TimeoutExpired:
+        codes = [code for process in started if (code := process.poll())] or None  # the others may wait for one that failed
+    finally:
+        for process in started:
+            stop(process)
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     lines = [json.loads(line) for path in logs for line in path.read_text().splitlines()]
     steps = [line for line in lines if 'loss' in line]
@@ -95,10 +100,12 @@ def train(case: str, config: str, settings: Settings, options: list[str], dtype:
     scores = {key.rpartition('/')[2]: value for line in lines for key, value in line.items()
               if key.endswith(('bbox_mAP', 'segm_mAP', 'top1'))}
     row.update(scores)
-    if code:
-        row.update(ok=False, note=log.read_text().strip().splitlines()[-1][:200])
-    elif code is None:
+    if codes is None:
         row.update(ok=None, note='no time was left')
+    elif any(codes):
+        written = [line for line in log.read_text().splitlines() if line.strip()]
+        errors = [line for line in written if 'error' in line.lower()]
+        row.update(ok=False, note=(errors or written or [f'ended with status {codes}'])[-1][:200])
     else:
         finite = all(line['loss'] == line['loss'] for line in steps)
         row['ok'] = finite and (least is None or min(scores.values(), default=0.) >= least)
