@@ -72,6 +72,7 @@ def test_wheel_requires_nothing_but_has_the_stack_as_an_extra(released):
     assert requires == [f'{line}; extra == "stack"' for line in stack]
 
 
+@pytest.mark.full
 def test_wheel_alone_trains_a_config_found_by_name(released, tmp_path):
     wheel = next(released.glob('mmsimvit-*.whl'))
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel],

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +116,14 @@ def test_blocks_say_what_they_are(page):
             assert not commands, f'{page.name}:{block.line} is neither run nor says why not'
 
 
+@cache
+def headings_of(page):
+    """As links name them."""
+    parts = re.split(r'^```.*\n', page.read_text(), flags=re.M)
+    lines = re.findall(r'^#+ (.+)', ''.join(parts[::2]), re.M)  # what lies between two fences is code
+    return [re.sub(r'[^\w -]', '', line).strip().lower().replace(' ', '-') for line in lines]
+
+
 def test_links_of_the_readme_and_pages_lead_somewhere():
     """Those within the repository, to a heading where they name one; the site's builder checks those of its pages once more."""
     for page in PAGES:
@@ -122,9 +131,7 @@ def test_links_of_the_readme_and_pages_lead_somewhere():
             found = page.parent / target if target else page
             assert found.exists(), f'{page.name}: {target}'
             if heading:
-                lines = re.findall(r'^#+ (.+)', FENCE.sub(r'\g<before>', found.read_text()), re.M)
-                headings = [re.sub(r'[^\w -]', '', line).strip().lower().replace(' ', '-') for line in lines]
-                assert heading in headings, f'{page.name}: {target}#{heading}, of {headings}'
+                assert heading in headings_of(found), f'{page.name}: {target}#{heading}, of {headings_of(found)}'
 
 
 @pytest.mark.pages

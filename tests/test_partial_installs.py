@@ -41,6 +41,7 @@ def test_without_mmengine_it_says_what_it_needs_and_the_doctor_how_to_get_it(wit
     assert re.search(r'wrong\n.*mmengine is not installed\n.*-m pip install \S*mmengine==', out, re.S)
 
 
+@pytest.mark.full
 def test_torch_and_mmengine_give_the_backbones(with_only):
     out = with_only((), '-c', '''
 import importlib.util, torch
@@ -66,6 +67,7 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize('library', LIBRARIES)
+@pytest.mark.full
 def test_one_library_trains_its_configs_and_names_the_others(with_only, library):
     needs, config = LIBRARIES[library]
     out = with_only((library, *needs), '-m', 'mmsimvit.train', config, *options(**{

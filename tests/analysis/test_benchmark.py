@@ -155,7 +155,7 @@ def test_running_out_of_memory_leaves_out_one_case(monkeypatch, capsys):
     (['SimViT:tiny', '--op', 'central_attention'], 'name backbones, or an operation with --op'),
     (['SimViT:tiny', '--baseline', 'swin-t'], '--baseline must be one of the candidates SimViT:tiny, got swin-t'),
     (['SimViT:tiny', '--sizes', '512'], "must be 2 positive whole numbers separated by \"x\", got '512'"),
-    (['SimViT:tiny', '--rounds', '0'], "must be 1 positive whole numbers separated by \",\", got '0'"),
+    (['SimViT:tiny', '--rounds', '0'], "must be positive whole numbers, got '0'"),
     (['SimViT:gigantic'], "SimViT has no arch 'gigantic'"),
     (['NoSuchNet'], "'NoSuchNet' names no backbone.*for example SimViT:tiny"),
     (['no/such.py'], 'config no/such.py does not exist'),

@@ -13,7 +13,6 @@ class Row(NamedTuple):
     """A small variant of a backbone."""
     build: partial  # makes it, from the arguments of the class
     depths: dict[str, int]  # of some parameters, by their names
-    traced: bool = False  # whether it has operations whose export and compilation the gate looks at
     overlapping: bool = False  # whether its first convolution overlaps: pixels beyond the border are then not zeros
     rounds_up: bool = True  # whether its maps have ceil(H / stride) rows; a stem that rounds down has one less at times
 

@@ -1,4 +1,4 @@
-"""What every backbone with a golden file must do. What is marked as full repeats, on others, what the gate tries on some."""
+"""What every backbone with a golden file must do."""
 from itertools import combinations
 
 import pytest
@@ -10,8 +10,6 @@ from tests.conftest import exports
 
 all_backbones = pytest.mark.parametrize('build', [row.build for row in BACKBONES.values()], ids=list(BACKBONES))
 all_classes = pytest.mark.parametrize('backbone', SYSTEMS.values())
-traced_in_the_gate = pytest.mark.parametrize('name', [
-    name if row.traced else pytest.param(name, marks=pytest.mark.full) for name, row in BACKBONES.items()])
 
 
 def on_meta(build, **arguments):
@@ -193,7 +191,8 @@ def test_low_precision_models_run(build, dtype):
 
 
 @exports
-@traced_in_the_gate
+@pytest.mark.full
+@pytest.mark.parametrize('name', BACKBONES)
 def test_traces_hold_for_other_sizes(name):
     model = BACKBONES[name].build().eval()
     dims = {0: torch.export.Dim('batch', min=2, max=64), 2: torch.export.Dim('height', min=MIN_SIZE, max=2048),
@@ -206,7 +205,8 @@ def test_traces_hold_for_other_sizes(name):
 
 
 @exports
-@traced_in_the_gate
+@pytest.mark.full
+@pytest.mark.parametrize('name', BACKBONES)
 def test_onnx_holds_for_other_sizes(name, tmp_path):
     """As tools/export_onnx.py writes it, for any batch too."""
     onnxruntime = pytest.importorskip('onnxruntime')

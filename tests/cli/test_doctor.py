@@ -50,6 +50,7 @@ def test_its_versions_are_those_of_the_requirements(file, stack):
     assert [line for line in (ROOT / file).read_text().splitlines() if '==' in line] == list(stack.values())
 
 
+@pytest.mark.full
 def test_nothing_is_wrong_here():
     out = run_doctor(code=0)
     for module, requirement in installed_stack().items():
@@ -76,6 +77,7 @@ def test_a_torch_that_does_not_load(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['import nothing_of_that_name', 'raise AttributeError("a part is missing")'])
+@pytest.mark.full
 def test_mmsimvit_itself_does_not_load(tmp_path, text):
     shutil.copytree(ROOT / 'mmsimvit', tmp_path / 'mmsimvit', ignore=shutil.ignore_patterns('__pycache__'))
     with open(tmp_path / 'mmsimvit/backbones/__init__.py', 'a') as file:

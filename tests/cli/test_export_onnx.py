@@ -61,6 +61,7 @@ def image(*shape):
 
 @exports
 @pytest.mark.parametrize('case', CASES)
+@pytest.mark.full
 def test_files_hold_for_other_sizes(case, tmp_path):
     model = build(config_of(case, tmp_path)).eval()
     exportable = Exportable(model, CASES[case][0]).eval()

@@ -79,6 +79,7 @@ if 'RANK' in os.environ:
 '''
 
 
+@pytest.mark.full
 def test_two_processes_give_a_segmentor_the_scores_of_one(workspace, tmp_path):
     """And leave no thread behind that would abort them while Python shuts down."""
     threads = tmp_path / 'threads'
@@ -94,6 +95,7 @@ def test_two_processes_give_a_segmentor_the_scores_of_one(workspace, tmp_path):
     assert float(scores(one)['aAcc']) > 0
 
 
+@pytest.mark.full
 def test_a_killed_worker_ends_the_job_which_then_goes_on(workspace, tmp_path):
     words = [DETECTOR, 2, '--work-dir', tmp_path, '--resume']
     process = start('dist_train.sh', *words, *epochs(1000, **{'train_cfg.val_interval': 1000}), cwd=workspace)
@@ -158,6 +160,7 @@ def srun(tmp_path, workspace):
                 SRUN_ARGS='--qos=high --exclusive=user')
 
 
+@pytest.mark.full
 def test_slurm_gets_what_it_needs_and_a_requeued_job_goes_on(srun, workspace, tmp_path):
     cwd = tmp_path / 'cluster'
     shutil.copytree(workspace, cwd)
@@ -199,6 +202,7 @@ def test_a_launcher_that_did_not_start_the_process(launcher, message, monkeypatc
         main([str(DETECTOR), '--launcher', launcher, '--work-dir', str(tmp_path)])
 
 
+@pytest.mark.full
 def test_sharded_training_leaves_checkpoints_for_all(workspace, tmp_path):
     """FSDP computes what data-parallel training does, clipped gradients included, and its checkpoints are plain ones."""
     config = tmp_path / 'sharded.py'

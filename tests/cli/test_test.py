@@ -62,6 +62,7 @@ TASKS = {'segmentation': (SEGMENTATION, 'mIoU', 3, 3), 'classification': (CLASSI
 
 
 @pytest.mark.parametrize('task', TASKS)
+@pytest.mark.full
 def test_segmentors_and_classifiers_train_and_test(task, workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
     text, metric, num_images, num_drawn = TASKS[task]

@@ -34,6 +34,7 @@ Path.replace = replace_or_die
 
 
 @pytest.mark.parametrize('kill', [KILL_IN_EPOCH, KILL_IN_CHECKPOINT], ids=['in an epoch', 'in a checkpoint'])
+@pytest.mark.full
 def test_killed_training_goes_on_from_the_last_whole_checkpoint(kill, workspace, tmp_path):
     arguments = [CONFIG, '--resume', '--work-dir', tmp_path, *THREE_EPOCHS]
     code = f'import os, signal\n{kill}\nfrom mmsimvit.train import main\nmain({[str(a) for a in arguments]!r})'
@@ -85,6 +86,7 @@ def test_missing_pretrained_weights_stop_the_training_at_once(workspace, tmp_pat
     assert list(tmp_path.rglob('*.pth')) == []
 
 
+@pytest.mark.full
 def test_weights_that_a_resumed_training_does_not_need_may_be_gone(workspace, tmp_path):
     weights = {'model.backbone.init_cfg.type': 'Pretrained', 'model.backbone.init_cfg.checkpoint': 'gone.pth'}
     once = {'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 5}

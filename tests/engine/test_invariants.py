@@ -198,6 +198,7 @@ randomness = dict(seed=7, deterministic=True)
     (EPOCHS, 'maskrcnn_simvit_micro_shapes.py', 'epoch_1.pth', 'epoch_2.pth', 'resumed epoch: 1, iter: 4'),
     (ITERATIONS, 'semfpn_simvit_micro_shapes.py', 'iter_3.pth', 'iter_6.pth', 'resumed epoch: 0, iter: 3'),
 ], ids=['detector, cut after an epoch', 'segmentor, cut in an epoch'])
+@pytest.mark.full
 def test_cut_and_resumed_ends_as_uncut(text, base, cut, end, said, workspace, tmp_path):
     """With augmentation, drop path, workers that load data, averaged weights and a schedule."""
     config = tmp_path / 'config.py'

@@ -56,6 +56,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ['epoch.pth']
 
 
+@pytest.mark.full
 def test_training_on_a_full_disk_ends_with_one_line_and_goes_on_later(workspace, tmp_path):
     def train(number, limit, code):
         words = options(**{'train_cfg.max_epochs': number, 'train_cfg.val_interval': 9,

@@ -85,6 +85,7 @@ def run(path, model):
 
 
 @pytest.mark.parametrize('path', MODELS)
+@pytest.mark.full
 def test_trains_and_predicts(path, ours):
     operators, changes = MODELS[path]
     called = set()

@@ -301,6 +301,7 @@ def test_exports_and_traces_for_all_sizes():
 
 
 @pytest.mark.parametrize('dropout_p', [0.0, 0.5])
+@pytest.mark.full
 def test_the_composite_compiles_once_for_all_sizes(dropout_p):
     attend = partial(central_attention, num_heads=2, dropout_p=dropout_p, backend='composite')
     torch._dynamo.reset()  # the other rate's program would be compiled again
@@ -315,6 +316,7 @@ def test_the_composite_compiles_once_for_all_sizes(dropout_p):
 
 @exports
 @pytest.mark.parametrize('kernel_size', [3, 5])
+@pytest.mark.full
 def test_onnx_for_all_sizes(tmp_path, kernel_size):
     onnxruntime = pytest.importorskip('onnxruntime')
     attend = Attend(kernel_size).eval()
