@@ -26,7 +26,20 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
         raise ImportError(f'mmsimvit needs torch 2.6 or later, for safe loading of checkpoints; this is {torch.__version__}')
 
     from . import mmcv_ops
-    from .backbones import LIT, P2T, CSWin, CvT, DWNet, GCViT, PyramidBackbone, ScalableViT, Shunted, SimViT
+    from .backbones import (
+        LIT,
+        P2T,
+        CSWin,
+        CvT,
+        DWNet,
+        GCViT,
+        PlainBackbone,
+        PyramidBackbone,
+        ResFormer,
+        ScalableViT,
+        Shunted,
+        SimViT,
+    )
     from .checkpoints import CheckpointError, convert_state_dict
     from .config_files import ConfigError, copy_config, find_config
     from .datasets import DataError, generate_shapes
@@ -36,5 +49,6 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     mmcv_ops.install()
 
 __version__ = '0.1.0'
-__all__ = ['LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'PyramidBackbone',
-           'ScalableViT', 'Shunted', 'SimViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']
+__all__ = ['LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'PlainBackbone',
+           'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'convert_state_dict', 'copy_config',
+           'find_config', 'generate_shapes']

@@ -1,4 +1,5 @@
-"""One paper, one file; ``base`` holds the contract that all of them keep, ``pyramid`` what those of several stages share."""
+"""One paper, one file; ``base`` holds the contract that all of them keep, ``pyramid`` what those of several stages share,
+``plain`` what those of one resolution share."""
 from .base import Backbone, FeatureInfo, Layer
 from .cswin import CSWin
 from .cvt import CvT
@@ -6,10 +7,12 @@ from .dwnet import DWNet
 from .gcvit import GCViT
 from .lit import LIT
 from .p2t import P2T
+from .plain import PlainBackbone
 from .pyramid import PyramidBackbone
+from .resformer import ResFormer
 from .scalablevit import ScalableViT
 from .shunted import Shunted
 from .simvit import SimViT
 
-__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PyramidBackbone',
-           'ScalableViT', 'Shunted', 'SimViT']
+__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PlainBackbone',
+           'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']

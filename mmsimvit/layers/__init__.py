@@ -5,9 +5,9 @@ from .ffn import FFN, ConvFFN
 from .padding import crop, divide, pad_for_patches, pad_to_multiple, split_into_patches
 from .patch_embed import ConvEmbed, PatchEmbed
 from .position_bias import RelativePositionBias, fit_loaded, spread_rows
-from .stage import Block, Stage
+from .stage import Block, Stage, run_block
 from .windows import merge_windows, split_into_windows
 
 __all__ = ['FFN', 'Block', 'ConvEmbed', 'ConvFFN', 'DropPath', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop',
-           'divide', 'fit_loaded', 'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple',
+           'divide', 'fit_loaded', 'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'run_block',
            'split_into_patches', 'split_into_windows', 'spread_rows']

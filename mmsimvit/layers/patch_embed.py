@@ -11,13 +11,14 @@ class PatchEmbed(nn.Module):
     Args:
         in_channels, embed_dims: channels of the input and of the output.
         patch_size: height and width of a patch, in pixels.
+        has_norm: whether they are normalised.
     """
 
-    def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
+    def __init__(self, in_channels: int, embed_dims: int, patch_size: int, has_norm: bool = True):
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, patch_size)
-        self.norm = nn.LayerNorm(embed_dims, eps=1e-5)
+        self.norm = nn.LayerNorm(embed_dims, eps=1e-5) if has_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / patch_size), ceil(W / patch_size), C)``."""

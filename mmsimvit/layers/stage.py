@@ -87,13 +87,18 @@ class Stage(nn.Module):
 
     def run_block(self, block: nn.Module, x: Tensor, *context: Tensor | int) -> Tensor:
         """``block(x, *context)``, of the shape of ``x``, recomputed in the backward pass if the stage is to."""
-        if not self.with_cp or not torch.is_grad_enabled():
-            return block(x, *context)
-        norms = [module for module in block.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...
-        if not norms or torch.compiler.is_compiling():  # whose checkpoints take no such contexts
-            return checkpoint(block, x, *context, use_reentrant=False)
-        return checkpoint(block, x, *context, use_reentrant=False,
-                          context_fn=lambda: (nullcontext(), without_statistics(norms)))
+        return run_block(block, self.with_cp, x, *context)
+
+
+def run_block(block: nn.Module, with_cp: bool, x: Tensor, *context: Tensor | int) -> Tensor:
+    """``block(x, *context)``, of the shape of ``x``, recomputed in the backward pass if ``with_cp``."""
+    if not with_cp or not torch.is_grad_enabled():
+        return block(x, *context)
+    norms = [module for module in block.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...
+    if not norms or torch.compiler.is_compiling():  # whose checkpoints take no such contexts
+        return checkpoint(block, x, *context, use_reentrant=False)
+    return checkpoint(block, x, *context, use_reentrant=False,
+                      context_fn=lambda: (nullcontext(), without_statistics(norms)))
 
 
 @contextmanager

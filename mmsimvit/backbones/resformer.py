@@ -1,0 +1,169 @@
+"""ResFormer: Scaling ViTs with Multi-Resolution Training (Tian et al., CVPR 2023, arXiv 2212.00776)."""
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..layers import FFN, Block, PatchEmbed, multi_head_attention
+from ..weights import Published
+from .plain import PlainBackbone
+
+EPS = 1e-6  # of all layer norms, and of the lengths that positions are divided by
+
+
+class GlobalPosition(nn.Module):
+    """Positions as sines and cosines of the row and the column relative to the map's size, under a depth-wise convolution.
+
+    Section 3.3 of the paper. Rows and columns count from 1, so that the last of each lies at almost 2 pi in maps of any size.
+    """
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.conv = nn.Conv2d(dims, dims, 3, padding=1, groups=dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``, which is ``x`` with positions added."""
+        (height, width), dtype = x.shape[1:3], self.conv.weight.dtype
+        row, column = (self.make_waves(length, x.device) for length in (height, width))
+        waves = torch.cat([row[:, None].expand(-1, width, -1), column.expand(height, -1, -1)], -1)
+        return x + self.conv(waves.to(dtype).permute(2, 0, 1)[None]).permute(0, 2, 3, 1)
+
+    def make_waves(self, length: int, device: torch.device) -> Tensor:
+        """``(length, C / 2)``, of one axis: sines in even channels, cosines in odd ones, two of the same frequency in turn. In
+        float32 for models of less, for positions close to each other have much the same waves."""
+        dtype = torch.promote_types(self.conv.weight.dtype, torch.float32)
+        channels = self.conv.in_channels // 2
+        channel = torch.arange(channels, device=device)
+        odd = (channel % 2).to(dtype)
+        position = torch.arange(1, length + 1, device=device).to(dtype)
+        # The last position instead of the length, which a trace would have as a number outside of its tensors.
+        angle = 2 * pi * position / (position[-1:] + EPS)
+        period = 10000**((channel - odd) / channels)
+        return (angle[:, None] / period + odd * (pi / 2)).sin()
+
+
+class LocalPosition(nn.Conv2d):
+    """A depth-wise convolution of values, with the same kernels for every head. It begins with zeros.
+
+    Args:
+        dims: channels of a head.
+    """
+
+    def __init__(self, dims: int):
+        super().__init__(dims, dims, 3, padding=1, groups=dims)
+
+    def reset_parameters(self) -> None:
+        """Set all to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` in heads -> ``(B, H, W, C)``."""
+        heads = x.shape[-1] // self.in_channels
+        bias = None if self.bias is None else self.bias.repeat(heads)
+        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight.repeat(heads, 1, 1, 1), bias, padding=1, groups=x.shape[-1])
+        return x.permute(0, 2, 3, 1)
+
+
+class Attention(nn.Module):
+    """Full self-attention of the class token and the map's pixels, with the local positions of the pixels' values added."""
+
+    def __init__(self, dims: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dims, 3 * dims)
+        self.local = LocalPosition(dims // num_heads)
+        self.proj = nn.Linear(dims, dims)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """``(B, 1 + height * width, C)``, the class token first -> the same."""
+        query, key, value = self.qkv(x).chunk(3, -1)
+        local = self.local(value[:, 1:].unflatten(1, (height, width))).flatten(1, 2)
+        x = multi_head_attention(query, key, value, self.num_heads)
+        return self.proj(x + F.pad(local, (0, 0, 1, 0)))  # the class token has no place
+
+
+@MODELS.register_module()
+class ResFormer(PlainBackbone):
+    """ResFormer: a plain vision transformer with a class token, whose positions come from convolutions, so that it serves
+    images of other sizes than it was trained with.
+
+    The outputs are the published code's on squares of whole patches, which is all that this takes. Images of any size are
+    padded with zeros at the bottom and right to whole patches of 16 x 16 pixels. All maps have the stride 16; a neck makes a
+    pyramid of them. The last block's map is normalised, as published. Maps of other blocks are as the blocks give them, as in
+    MMPreTrain and MMSegmentation.
+
+    Args:
+        arch: ``tiny``, ``small`` or ``base``, or a dict of ``embed_dims``, ``depth``, ``num_heads`` and ``mlp_ratio``.
+        in_channels: channels of the input image.
+        out_indices: blocks, counted from 0; -1 for the last alone.
+        drop_path_rate: drop path rate of the last block, as published 0.1, for ``base`` 0.2. The rate grows linearly from 0 at
+            the first.
+        out_type: ``featmap`` for maps, ``cls_token`` for the class token, which the published classifier reads. Nothing of the
+            last block's local positions is in that token.
+
+    ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of ``PlainBackbone``, as are the outputs and the errors.
+
+    Raises:
+        ValueError: also for odd ``embed_dims``.
+    """
+
+    has_cls_token = True
+    arch_zoo = {
+        'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
+        'small': dict(embed_dims=384, depth=12, num_heads=6, mlp_ratio=4),
+        'base': dict(embed_dims=768, depth=12, num_heads=12, mlp_ratio=4),
+    }
+    published = Published(
+        url='https://github.com/ruitian12/resformer',
+        licence='MIT',
+        released=('tiny', 'small', 'base'),
+        rename=(
+            (r'^pos_embed\.embed_layer\.', 'pos_embed.conv.'),
+            (r'\.attn\.get_v\.', '.attn.local.'),
+            (r'\.mlp\.', '.ffn.'),
+            (r'^norm\.', 'norms.11.'),  # all have twelve blocks
+        ),
+        drop=r'^head\.',
+        classifiers=('tiny', 'small', 'base'),
+    )
+
+    def __init__(self,
+                 arch: str | Mapping = 'tiny',
+                 in_channels: int = 3,
+                 out_indices: int | Sequence[int] = -1,
+                 frozen_stages: int = -1,
+                 drop_path_rate: float = 0.1,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None,
+                 out_type: str = 'featmap',
+                 **arch_overrides: Any):
+        super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, out_type,
+                         **arch_overrides)
+        if self.arch['embed_dims'] % 2:
+            raise ValueError('embed_dims must be even, one half for the waves of rows and one for those of columns, '
+                             f'got {self.arch["embed_dims"]}')
+        self.build_blocks()
+
+    def build_patch_embed(self) -> PatchEmbed:
+        """Patches of 16 x 16 pixels, without a norm."""
+        return PatchEmbed(self.in_channels, self.arch['embed_dims'], self.patch_size, has_norm=False)
+
+    def build_pos_embed(self) -> GlobalPosition:
+        """Generated for a map of any size."""
+        return GlobalPosition(self.arch['embed_dims'])
+
+    def build_block(self, index: int, drop_path_rate: float) -> Block:
+        """Full attention and FFN."""
+        dims, num_heads, mlp_ratio = (self.arch[key] for key in ('embed_dims', 'num_heads', 'mlp_ratio'))
+        return Block(Attention(dims, num_heads), FFN(dims, dims * mlp_ratio), dims, drop_path_rate, EPS)
+
+    def norm_layer(self, index: int) -> partial | None:
+        """A layer norm of the last block's map."""
+        return partial(nn.LayerNorm, eps=EPS) if index == self.arch['depth'] - 1 else None
