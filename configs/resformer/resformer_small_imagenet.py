@@ -1,0 +1,2 @@
+_base_ = './resformer_tiny_imagenet.py'
+model = dict(backbone=dict(arch='small'), head=dict(in_channels=384))
