@@ -1,10 +1,10 @@
-"""What the base carries beyond the four stages of the backbones here, on three that are no paper's."""
+"""What the base carries beyond the four stages of the backbones here, on four that are no paper's."""
 import pytest
 import torch
 from torch import nn
 
-from mmsimvit import CheckpointError, PyramidBackbone, SimViT
-from mmsimvit.backbones.base import Backbone, FeatureInfo, Layer
+from mmsimvit import CheckpointError, PlainBackbone, PyramidBackbone, SimViT
+from mmsimvit.backbones.base import FeatureInfo, Layer
 from mmsimvit.engine.fsdp import wrap_blocks
 from mmsimvit.layers import FFN, Block, PatchEmbed, Stage
 from mmsimvit.weights import match
@@ -67,35 +67,33 @@ class FourEqualMaps(PyramidBackbone):
         return super().forward_features(self.stem(x))
 
 
-class Plain(Backbone):
-    """One stride, a class token and a table of positions beside the blocks, maps from chosen blocks, no stages."""
-    arch_zoo = {'a': dict(embed_dims=4, depth=3)}
+class Plain(PlainBackbone):
+    """One stride, a class token, maps from chosen blocks with norms of their own, no stages."""
+    arch_zoo = {'a': dict(embed_dims=4, depth=3, num_heads=1)}
+    has_cls_token = True
+    adds_norms = True
 
-    def __init__(self, arch='a', out_indices=(2, ), frozen_stages=-1, init_cfg=None):
-        super().__init__(arch, 3, out_indices, frozen_stages, 0., False, init_cfg)
+    def __init__(self, arch='a', out_indices=-1, frozen_stages=-1, init_cfg=None, **arguments):
+        super().__init__(arch, 3, out_indices, frozen_stages, 0., False, init_cfg, **arguments)
+        self.build_blocks()
+
+    def build_patch_embed(self):
+        return PatchEmbed(3, self.arch['embed_dims'], 16, has_norm=False)
+
+    def build_pos_embed(self):
+        return nn.Identity()
+
+    def build_block(self, index, drop_path_rate):
         dims = self.arch['embed_dims']
-        self.cls_token = nn.Parameter(torch.zeros(dims))
-        self.patch_embed = nn.Conv2d(3, dims, 16, 16)
-        self.blocks = nn.ModuleList(nn.Linear(dims, dims) for _ in range(self.out_indices[-1] + 1))
-        self.norms = nn.ModuleDict({str(index): nn.LayerNorm(dims) for index in self.out_indices})
-        self.freeze()
+        return Block(None, FFN(dims, dims), dims, drop_path_rate, 1e-5)
 
-    def describe_maps(self):
-        return [FeatureInfo(self.arch['embed_dims'], 16)] * self.arch['depth']
+    def norm_layer(self, index):
+        return nn.LayerNorm
 
-    def layer_order(self):
-        order = [Layer('cls_token', 0), Layer('patch_embed', 0)]
-        for index in range(self.arch['depth']):
-            order += [Layer(f'blocks.{index}', index + 1, is_block=True), Layer(f'norms.{index}', index + 1, is_added=True)]
-        return order
 
-    def forward_features(self, x):
-        x, outs = self.patch_embed(x).permute(0, 2, 3, 1) + self.cls_token, []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.out_indices:
-                outs.append(self.norms[str(index)](x).permute(0, 3, 1, 2).contiguous())
-        return tuple(outs)
+class PlainWithoutToken(Plain):
+    """As GPViT and UViT."""
+    has_cls_token = False
 
 
 TINY = pytest.mark.parametrize(('kind', 'channels', 'strides', 'depths'), [
@@ -105,7 +103,9 @@ TINY = pytest.mark.parametrize(('kind', 'channels', 'strides', 'depths'), [
     (FourEqualMaps, (6, 8, 10, 10), (8, 8, 8, 8),
      {'stem.weight': 0, 'stages.0.patch_embed.proj.bias': 0, 'stages.3.blocks.0.norm2.bias': 4, 'head.fc.bias': 5}),
     (Plain, (4, ), (16, ),
-     {'cls_token': 0, 'patch_embed.bias': 0, 'blocks.2.bias': 3, 'norms.2.weight': 3, 'head.fc.bias': 4}),
+     {'cls_token': 0, 'patch_embed.proj.bias': 0, 'blocks.2.norm2.bias': 3, 'norms.2.weight': 3, 'head.fc.bias': 4}),
+    (PlainWithoutToken, (4, ), (16, ),
+     {'patch_embed.proj.bias': 0, 'blocks.2.norm2.bias': 3, 'norms.2.weight': 3, 'head.fc.bias': 4}),
 ])
 
 
@@ -140,7 +140,7 @@ def test_blocks_are_units_of_fsdp(kind, channels, strides, depths):
 @pytest.mark.parametrize(('kind', 'frozen_stages', 'trained'), [
     (ThreeStages, 0, 'stages.0.blocks.0.norm2.weight'), (ThreeStages, 2, 'stages.2.cls_token'), (ThreeStages, 3, None),
     (FourEqualMaps, 0, 'stages.0.patch_embed.proj.weight'), (FourEqualMaps, 1, 'stages.1.patch_embed.proj.weight'),
-    (Plain, 0, 'blocks.0.weight'), (Plain, 2, 'blocks.2.weight'), (Plain, 3, None)])
+    (Plain, 0, 'blocks.0.norm2.weight'), (Plain, 2, 'blocks.2.norm2.weight'), (Plain, 3, None)])
 def test_freezing_goes_from_the_stem_on(kind, frozen_stages, trained):
     model = kind(frozen_stages=frozen_stages).train()
     assert next((name for name, p in model.named_parameters() if p.requires_grad), None) == trained
@@ -176,11 +176,30 @@ def test_checkpoints_must_hold_what_lies_outside_of_stages(kind, channels, strid
 
 
 def test_norms_of_its_own_maps_may_be_missing(tmp_path):
-    weights = {name: tensor for name, tensor in Plain().state_dict().items() if 'norms' not in name}
-    torch.save(weights, tmp_path / 'weights.pth')
-    model = Plain(out_indices=(0, 2), init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
+    """But not the last one, which classifiers have."""
+    path = tmp_path / 'weights.pth'
+    weights = Plain().state_dict()
+    torch.save(weights, path)
+    model = Plain(out_indices=(0, 2), init_cfg=dict(type='Pretrained', checkpoint=str(path)))
     model.init_weights()
-    assert torch.equal(model.blocks[2].weight, weights['blocks.2.weight'])
+    assert torch.equal(model.blocks[2].norm2.weight, weights['blocks.2.norm2.weight'])
+    del weights['norms.2.weight']
+    torch.save(weights, path)
+    with pytest.raises(CheckpointError, match='1 missing .norms.2.weight'):
+        Plain(out_indices=(0, 2), init_cfg=dict(type='Pretrained', checkpoint=str(path))).init_weights()
+
+
+def test_class_tokens_are_read_where_there_is_one():
+    token, = Plain(out_type='cls_token')(torch.randn(2, 3, 32, 64))
+    assert token.shape == (2, 4)
+    assert 'cls_token' in Plain().state_dict() and 'cls_token' not in PlainWithoutToken().state_dict()
+    with pytest.raises(ValueError, match="out_type of PlainWithoutToken must be featmap, got 'cls_token'"):
+        PlainWithoutToken(out_type='cls_token')
+
+
+@pytest.mark.parametrize(('kind', 'last'), [(ThreeStages, 2), (FourEqualMaps, 3), (Plain, 2)])
+def test_minus_one_names_the_last_map(kind, last):
+    assert kind(out_indices=-1).out_indices == (last, )
 
 
 class Parallel(Plain):
