@@ -17,7 +17,7 @@ from mmengine.model import BaseModel, BaseModule
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
-from ..backbones import PyramidBackbone
+from ..backbones import PlainBackbone, PyramidBackbone
 from ..backbones.simvit import Attention, CentralAttention
 from ..datasets.unwrap import unwrap_dataset
 from ..errors import DataError
@@ -123,12 +123,19 @@ def _record(network: nn.Module, inputs: Tensor, modules: Sequence[nn.Module]) ->
 
 
 def get_feature_maps(backbone: nn.Module, view: View) -> list[tuple[int, Tensor]]:
-    """Stride and map ``(C, h, w)`` of each stage; of another kind of backbone, of each map that it returns."""
+    """Stride and map ``(C, h, w)`` of each stage; of another kind of backbone, of each map that it returns.
+
+    For a plain backbone that returns class tokens, the maps of the same blocks.
+    """
     if isinstance(backbone, PyramidBackbone):
         outs = [out for _, out in _record(backbone, view.inputs, list(backbone.stages))]
         with torch.no_grad():
             maps = [backbone.get_map(index, out) for index, out in enumerate(outs)]
         return [(stride, out[0]) for stride, out in zip(backbone.stage_strides, maps)]
+    if isinstance(backbone, PlainBackbone):
+        with torch.no_grad():
+            tokens, height, width = backbone.forward_tokens(view.inputs)
+        return [(stride, backbone.to_map(out, height, width)[0]) for stride, out in zip(backbone.strides, tokens)]
     with torch.no_grad():
         maps = backbone(view.inputs)
     return [(ceil(view.inputs.shape[-1] / out.shape[-1]), out[0]) for out in maps]
@@ -218,7 +225,7 @@ def get_grad_cam(model: BaseModel, view: View, classes: Sequence[str], wanted: s
     A segmentor's score is summed over the pixels in which it finds the class, as pytorch-grad-cam's guide has it.
 
     Args:
-        model: a classifier of MMPreTrain or a segmentor of MMSegmentation, whose backbone is one of ours.
+        model: a classifier of MMPreTrain or a segmentor of MMSegmentation, whose backbone is one of our pyramids.
         view: its input.
         classes: names of all classes.
         wanted: name or number of a class; the one with the highest score, or in most pixels, if None.
@@ -232,7 +239,7 @@ def get_grad_cam(model: BaseModel, view: View, classes: Sequence[str], wanted: s
     """
     library = type(model).__module__.partition('.')[0]
     if library not in ('mmpretrain', 'mmseg') or not isinstance(model.backbone, PyramidBackbone):
-        raise DataError('--grad-cam is for classifiers and segmentors with a backbone of mmsimvit, not for '
+        raise DataError('--grad-cam is for classifiers and segmentors with a pyramid of mmsimvit, not for '
                         f'{type(model).__name__} with {type(model.backbone).__name__} (pytorch-grad-cam has no Grad-CAM of '
                         'detectors); leave it out')
     if importlib.util.find_spec('pytorch_grad_cam') is None:

@@ -1,5 +1,6 @@
 """Feature maps, attention and Grad-CAM: their numbers against the modules', their places in the pictures."""
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -234,6 +235,19 @@ def test_feature_maps_of_siblings_are_those_that_are_returned(other, view):
         torch.testing.assert_close(found, expected[0])
 
 
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token'])
+def test_feature_maps_of_plain_backbones_are_maps(out_type, view):
+    build = partial(BACKBONES['ResFormer'].build, out_indices=(0, 2))
+    reader = build(out_type=out_type).eval().to(view.inputs.dtype)
+    whole = build().eval().to(view.inputs.dtype)
+    whole.load_state_dict(reader.state_dict())
+    maps = get_feature_maps(reader, view)
+    assert [stride for stride, _ in maps] == [16, 16]
+    with torch.no_grad():
+        for (_, found), expected in zip(maps, whole(view.inputs), strict=True):
+            assert torch.equal(found, expected[0])
+
+
 def test_feature_maps_are_those_of_the_backbone(backbone, view):
     maps = get_feature_maps(backbone, view)
     assert [stride for stride, _ in maps] == [4, 8, 16, 32]
@@ -317,7 +331,7 @@ def test_mistakes_end_with_one_line_and_without_a_picture(image, tmp_path, monke
         ([DETECTION, image, '--checkpoint', 'nowhere.pth'], 'nowhere.pth does not exist'),
         ([DETECTION, image, '--checkpoint', 'other.pth'], 'gives none of the'),
         ([DETECTION, image, '--pixel', 64, 0], 'pixel 64 0 lies outside of the image, which is 64 pixels wide'),
-        ([DETECTION, image, '--grad-cam'], 'for classifiers and segmentors with a backbone of mmsimvit, not for MaskRCNN'),
+        ([DETECTION, image, '--grad-cam'], 'for classifiers and segmentors with a pyramid of mmsimvit, not for MaskRCNN'),
         ([CLASSIFICATION, image, '--grad-cam'], 'pytorch-grad-cam, which is not installed; pip install '),
     ):
         with pytest.raises(SystemExit) as error:
