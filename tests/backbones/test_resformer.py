@@ -163,6 +163,15 @@ def randomise_norm(model):
     return model
 
 
+def test_class_tokens_give_every_parameter_a_gradient():
+    """That of the last local positions is zero, but there: distributed training waits for it."""
+    model = ResFormer(SMALL, out_type='cls_token')
+    model(image(2, 3, 64, 64))[0].square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    without = [name for name, parameter in model.named_parameters() if not parameter.grad.any()]
+    assert without == ['blocks.2.attn.local.weight', 'blocks.2.attn.local.bias']
+
+
 def test_every_chosen_class_token_is_given():
     model = ResFormer(SMALL, out_indices=(0, 2), out_type='cls_token')
     outs = model(image(2, 3, 64, 96))
