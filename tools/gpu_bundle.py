@@ -16,8 +16,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('folder', type=Path, help='where the wheels go')
     parser.add_argument('--python', default='3.12', help='version on that machine (default: %(default)s)')
-    parser.add_argument('--have', type=Path, metavar='FILE', help='what `pip freeze` printed there; without it, torch, '
-                        'torchvision and what these need are taken to be there, and nothing else')
+    parser.add_argument('--have', type=Path, metavar='FILE', help='what `pip freeze` printed there; torch, torchvision '
+                        'and what these need are taken to be there in any case')
     args = parser.parse_args(argv)
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
     target = ['--only-binary=:all:', '--python-version', args.python, '--implementation', 'cp',
@@ -31,8 +31,9 @@ def main(argv: list[str] | None = None) -> None:
 
     requirements = str(ROOT / 'requirements.txt')
     torch = [line for line in Path(requirements).read_text().splitlines() if line.startswith('torch')]
-    have = ({normal(re.split(r'[=@ ]', line)[0]) for line in args.have.read_text().splitlines() if line.strip()} if args.have
-            else {*resolve(*torch)})
+    have = {*resolve(*torch)}
+    if args.have:
+        have |= {normal(re.split(r'[=@ ]', line)[0]) for line in args.have.read_text().splitlines() if line.strip()}
     missing = {name: version for name, version in resolve('-r', requirements).items() if name not in have}
     # mmengine asks for opencv-python, whose other form needs no graphics library of the system and is the same module.
     if missing.pop('opencv-python', None) and 'opencv-python-headless' not in have:
