@@ -14,7 +14,8 @@ def install(folder: str) -> None:
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--upgrade', '--target', site,
                     *wheels], check=True)
     path = os.pathsep.join([str(site), str(Path(__file__).resolve().parent.parent), os.environ.get('PYTHONPATH', '')])
-    words = [word for word in sys.argv if word not in ('--bundle', folder)]
+    place = sys.argv.index('--bundle')
+    words = sys.argv[:place] + sys.argv[place + 2:]
     os.execve(sys.executable, [sys.executable, *words], {**os.environ, 'PYTHONPATH': path})
 
 

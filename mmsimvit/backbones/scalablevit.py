@@ -1,18 +1,16 @@
 """ScalableViT: Rethinking the Context-oriented Generalization of Vision Transformer (Yang et al., arXiv 2203.10790)."""
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import sqrt
 from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import normal_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import FFN, ConvEmbed, fit_loaded, merge_windows, pad_for_patches, split_into_windows
+from ..layers import FFN, ConvEmbed, draw_bias, fit_loaded, init_as_pvt, merge_windows, pad_for_patches, split_into_windows
 from ..weights import Published
 from .pyramid import PyramidBackbone
 
@@ -255,19 +253,7 @@ class ScalableViT(PyramidBackbone):
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation, with one exception: the first patch embedding's biases, published as
-        zero, are drawn as torch draws those of a convolution.
-
-        With biases of zero, tokens of zero padding (of smaller images in a batch) stay zero up to the last block, and the
-        first gradients overflow, as in SimViT.
+        zero, are drawn as torch draws those of a convolution. ``layers.draw_bias`` says why.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_init(module, std=0.02)
-            elif isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                normal_init(module, std=sqrt(2 / fan_out))
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        first = self.stages[0].patch_embed.proj
-        bound = 1 / sqrt(first.weight[0].numel())
-        nn.init.uniform_(first.bias, -bound, bound)
+        init_as_pvt(self)
+        draw_bias(self.stages[0].patch_embed.proj)

@@ -1,18 +1,16 @@
 """Shunted Transformer: Shunted Self-Attention via Multi-Scale Token Aggregation (Ren et al., CVPR 2022, arXiv 2111.15193)."""
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import sqrt
 from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import normal_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import Block, ConvEmbed, ConvFFN, multi_head_attention, pad_for_patches
+from ..layers import Block, ConvEmbed, ConvFFN, init_as_pvt, multi_head_attention, pad_for_patches
 from ..ops.backends import is_exporting
 from ..weights import Published, stage_before
 from .base import is_positive, is_sequence
@@ -212,11 +210,4 @@ class Shunted(PyramidBackbone):
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_init(module, std=0.02)
-            elif isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                normal_init(module, std=sqrt(2 / fan_out))
-            elif hasattr(module, 'reset_parameters'):
-                module.reset_parameters()
+        init_as_pvt(self)

@@ -1,14 +1,12 @@
 """SimViT: Exploring a Simple Vision Transformer with Sliding Windows (Li et al., ICME 2022, arXiv 2112.13085)."""
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import sqrt
 from typing import Any
 
-from mmengine.model import normal_init, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import Block, ConvFFN, PatchEmbed, Stage, multi_head_attention
+from ..layers import Block, ConvFFN, PatchEmbed, Stage, draw_bias, init_as_pvt, multi_head_attention
 from ..ops import central_attention
 from ..weights import Published, stage_before
 from .base import is_positive, is_rate
@@ -135,20 +133,7 @@ class SimViT(PyramidBackbone):
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation, with one exception: the first patch embedding's biases, published as
-        zero, are drawn as torch draws those of a convolution.
-
-        With biases of zero, tokens of zero padding (of smaller images in a batch) stay zero up to the last block, and every
-        norm multiplies their gradient by 1 / sqrt(eps): the first gradients overflow, and where gradients are clipped the
-        training never leaves its start.
+        zero, are drawn as torch draws those of a convolution. ``layers.draw_bias`` says why.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_init(module, std=0.02)
-            elif isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                normal_init(module, std=sqrt(2 / fan_out))
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        first = self.stages[0].patch_embed.proj
-        bound = 1 / sqrt(first.weight[0].numel())
-        nn.init.uniform_(first.bias, -bound, bound)
+        init_as_pvt(self)
+        draw_bias(self.stages[0].patch_embed.proj)

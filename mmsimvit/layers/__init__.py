@@ -2,6 +2,7 @@
 from .attention import multi_head_attention
 from .drop_path import DropPath
 from .ffn import FFN, ConvFFN
+from .init import draw_bias, init_as_pvt
 from .padding import crop, divide, pad_for_patches, pad_to_multiple, split_into_patches
 from .patch_embed import ConvEmbed, PatchEmbed
 from .position_bias import RelativePositionBias, fit_loaded, spread_rows
@@ -9,5 +10,5 @@ from .stage import Block, Stage, run_block
 from .windows import merge_windows, split_into_windows
 
 __all__ = ['FFN', 'Block', 'ConvEmbed', 'ConvFFN', 'DropPath', 'PatchEmbed', 'RelativePositionBias', 'Stage', 'crop',
-           'divide', 'fit_loaded', 'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'run_block',
-           'split_into_patches', 'split_into_windows', 'spread_rows']
+           'divide', 'draw_bias', 'fit_loaded', 'init_as_pvt', 'merge_windows', 'multi_head_attention', 'pad_for_patches',
+           'pad_to_multiple', 'run_block', 'split_into_patches', 'split_into_windows', 'spread_rows']
