@@ -1,6 +1,9 @@
 """What is wrong with a user's files or settings: one line, with a cause and a cure. A command line ends with it."""
 import errno
+import logging
 from pathlib import Path
+
+from mmengine.logging import print_log
 
 CANNOT_WRITE: dict[int | None, str] = {  # an OSError may lack a number
     errno.ENOSPC: 'make room', errno.EDQUOT: 'make room within the quota', errno.EFBIG: 'raise the limit of file sizes',
@@ -38,3 +41,8 @@ class WriteError(UserError):
     def __init__(self, path: str | Path, error: OSError) -> None:
         super().__init__(f'{path} cannot be written: {error.strerror}; {CANNOT_WRITE[error.errno]}, or name another folder. '
                          'What was written before is whole')
+
+
+def warn_user(line: str) -> None:
+    """Print what a user should know before a run that goes on; mmengine's logger is not there yet."""
+    print_log(f'WARNING: {line}', level=logging.WARNING)

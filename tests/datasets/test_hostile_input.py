@@ -11,11 +11,13 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from PIL import Image
+from PIL import ExifTags, Image
+from pycocotools import mask as mask_tools
 
 from mmsimvit import DataError
-from mmsimvit.datasets import check_data, check_pipelines
+from mmsimvit.datasets import CLASSES, check_data, check_pipelines
 from mmsimvit.datasets.checked_pipeline import CheckedPipeline
+from mmsimvit.datasets.coco import run_lengths
 from tests.conftest import ROOT, run
 from tests.own_data import edit, own_segmentation_config, user_config
 
@@ -294,3 +296,183 @@ def test_category_ids_with_gaps_keep_their_classes(own, tmp_path):
     before = labels()
     sparse_ids(own)
     assert labels() == before
+
+
+def turn(*orientations):
+    """An edit that makes the first images 96 x 64 pixels, with EXIF data that turns them when they are loaded."""
+    def damage(root):
+        for number, orientation in enumerate(orientations):
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = orientation
+            Image.new('RGB', (96, 64)).save(root / f'train/{number:06}.png', exif=exif)
+            wide(number, 96)(root)
+    return damage
+
+
+def wide(number, width):
+    """An edit that gives an image another width in the annotation file; its masks would not fit any more."""
+    def change(coco):
+        coco['images'][number]['width'] = width
+        coco['annotations'] = [item for item in coco['annotations'] if item['image_id'] != coco['images'][number]['id']]
+    return lambda root: edit(root, change)
+
+
+def only(number, **changes):
+    """An edit after which the first ``number`` images alone have annotations."""
+    def change(coco):
+        coco['annotations'] = [{**item, **changes} for item in coco['annotations'] if item['image_id'] < number]
+    return lambda root: edit(root, change)
+
+
+def of_categories(change):
+    return lambda root: edit(root, lambda coco: change(coco['categories']))
+
+
+SAID = {
+    'all crowds': (only(8, iscrowd=1), r'has no annotation of .*; \d+ are crowds \(iscrowd=1\)'),
+    'images without objects': (only(2), r'6 of 8 images in .* are left out, .*no annotation.*filter_empty_gt.*000002.png'),
+    'category that is not listed': (first(category_id=0),
+                                    r'1 of \d+ annotations of .* are of no category.* category_id 0;.*ids 1'),
+    'categories of one name': (of_categories(lambda items: items[1].update(name=items[0]['name'])),
+                               r"^no category of|two categories of .*same name 'circle' \(ids 1, 2\)"),
+    'other size': (wide(0, 80), r'train/000000.png is 64 x 64 pixels, but 80 x 64 in .* \(1 of 8 differ\)'),
+    'turned by EXIF data': (turn(6, 8),
+                            r'train/000000.png is 64 x 96 pixels, but 96 x 64 .*\(2 of 8 .*color_ignore_orientation'),
+    'mirrored by EXIF data': (turn(3), r'1 of 8 images of .* turned or mirrored by their EXIF data .*: .000000.png'),
+    'run lengths of too few pixels': (first(segmentation=dict(size=[64, 64], counts=[100, 50, 100])),
+                                      r'mask of annotation 1 .* run lengths of 250 pixels, but its image has 4096'),
+    'text of too few pixels': (first(segmentation=dict(size=[64, 64], counts='T3b1T3')),
+                               r'mask of annotation 1 .* run lengths of 250 pixels, but its image has 4096'),
+}
+
+
+@pytest.mark.parametrize('case', SAID)
+def test_what_would_be_wrong_in_silence_is_said(case, own, tmp_path, capsys):
+    damage, message = SAID[case]
+    classes = CLASSES[:1] if case == 'categories of one name' else CLASSES
+    assert not re.search(message, '\n'.join(said(user_config(tmp_path, classes), capsys)))
+    damage(own)
+    assert re.search(message, '\n'.join(said(user_config(tmp_path, classes), capsys)), re.MULTILINE)
+
+
+def said(config, capsys):
+    """The lines of a check: its warnings, or its error."""
+    capsys.readouterr()
+    try:
+        check_data(Config.fromfile(config), ('train', 'val'))
+    except DataError as error:
+        return [str(error)]
+    return capsys.readouterr().out.splitlines()
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    masks = np.random.default_rng(0).random((20, 37, 53)) < np.linspace(0, 1, 20)[:, None, None]
+    for mask in masks:
+        flat = np.concatenate([[0], mask.flatten(order='F'), [2]])  # column by column, beginning with zeros
+        ends = np.flatnonzero(np.diff(flat.astype(int)))
+        expected = np.diff(ends, prepend=0) if ends[0] else [0, *np.diff(ends)]
+        encoded = mask_tools.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert run_lengths(encoded['counts']) == list(expected)
+
+
+def test_two_files_of_two_orders(own, tmp_path):
+    """What the one error advises does not lead to the other."""
+    edit(own, lambda coco: coco['categories'].reverse(), 'val')
+    with pytest.raises(DataError, match=r'categories of .*instances_val.json are in another order than those of .*_train.json.*'
+                                        "list them in both files as 'circle', 'square'"):
+        check_data(Config.fromfile(user_config(tmp_path)), ('train', 'val'))
+
+
+def test_types_that_are_classes_are_checked(own, tmp_path):
+    """As in mmengine's pure Python configs, and of data sets that inherit the library's."""
+    from mmdet.datasets import CocoDataset
+    cfg = Config.fromfile(user_config(tmp_path, ('square', 'circle')))
+    for kind in (CocoDataset, type('Mine', (CocoDataset, ), {})):
+        cfg.train_dataloader.dataset.type = kind
+        with pytest.raises(DataError, match='another order'):
+            check_data(cfg, ('train', ))
+    cfg.train_dataloader.dataset.type = type('Other', (CocoDataset, ), {'load_data_list': lambda self: []})
+    check_data(cfg, ('train', ))  # reads what it likes
+
+
+def test_classes_of_label_maps_without_a_pixel(masks, capsys):
+    config, folder = masks
+    for path in folder.iterdir():
+        path.write_bytes(png(np.full((64, 64), 255, np.uint8) * (np.arange(64) > 32)))
+    load(config)
+    assert re.search(r"6 of 7 classes have no pixel in the 8 of 8 label maps .*: 'circle', .*The values are 0, 255; 255 counts "
+                     'for none', capsys.readouterr().out)
+
+
+def test_images_of_other_suffixes_are_counted(masks, capsys):
+    config, folder = masks
+    images = folder.parents[1] / 'img_dir/train'
+    for name in ('000000', '000001'):
+        (images / f'{name}.png').rename(images / f'{name}.PNG')
+    (images / 'notes.txt').touch()
+    assert len(load(config)) == 6
+    assert re.search(r"2 of 8 images in .*img_dir/train are left out, .* \.png \(img_suffix\): '000000.PNG', '000001.PNG'",
+                     capsys.readouterr().out)
+
+
+def test_one_class_without_its_comma(masks):
+    config, _ = masks
+    config.write_text(re.sub(r"classes = \('background'.*\)", "classes = ('crack')", config.read_text()))
+    with pytest.raises(DataError, match=r"classes is the text 'crack' .*write \('crack', \)"):
+        check_data(Config.fromfile(config), ('train', ))
+
+
+def test_a_label_map_of_too_many_pixels(masks, monkeypatch):
+    config, _ = masks
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(DataError, match=r'label map .*train/000000.png has too many pixels to be opened .*cut it and'):
+        check_data(Config.fromfile(config), ('train', ))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Of three classes for training and validation, and a config with them."""
+    for split in ('train', 'val'):
+        for name in ('ant', 'bee', 'cow'):
+            (tmp_path / split / name).mkdir(parents=True)
+    loaders = {split: dict(dataset=dict(type='CustomDataset', data_root=str(tmp_path), data_prefix=split))
+               for split in ('train', 'val')}
+    return tmp_path, Config(dict(default_scope='mmpretrain', model=dict(head=dict(num_classes=3)),
+                                 **{f'{split}_dataloader': loader for split, loader in loaders.items()}))
+
+
+def test_class_folders_of_two_splits(folders):
+    root, cfg = folders
+    check_data(cfg, ('train', 'val'))
+    (root / 'val/ant').rmdir()
+    with pytest.raises(DataError, match=r"train and .*val do not have the folders of the same classes: .*'ant'"):
+        check_data(cfg, ('train', 'val'))
+    cfg.val_dataloader.dataset.metainfo = dict(classes=('ant', 'bee', 'cow'))
+    with pytest.raises(DataError, match=r"val has folders of 2 classes \('bee', 'cow'\), but the config names 3"):
+        check_data(cfg, ('val', ))
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('cow', 'ant', 'bee'))
+    with pytest.raises(DataError, match=r"another order than the folders in .*write them as \('ant', 'bee', 'cow'\)"):
+        check_data(cfg, ('train', ))
+
+
+@pytest.mark.parametrize(('lines', 'classes', 'message'), [
+    ('a.png 1\nb.png 3\n', ('x', 'y', 'z'), r'line 2 of .*list.txt has the label 3, but there are 3 classes, from 0 to 2'),
+    ('a.png 1\nb.png 3\n', None, r'line 2 of .*list.txt has the label 3, but there are 3 classes'),  # those of the head
+    ('a.png 1\nb.png 2\n', ('x', 'y'), r'line 2 of .*list.txt has the label 2, but there are 2 classes'),
+    ('a.png 0\nb.png\n', None, r"line 2 of .*list.txt is 'b.png'; it must be the path"),
+    ('a.png -1\n', None, r"line 1 of .*list.txt is 'a.png -1'; it must be"),
+])
+def test_labels_of_a_list(folders, lines, classes, message):
+    root, cfg = folders
+    (root / 'list.txt').write_text(lines)
+    cfg.train_dataloader.dataset.update(ann_file='list.txt', metainfo=classes and dict(classes=classes))
+    with pytest.raises(DataError, match=message):
+        check_data(cfg, ('train', ))
+
+
+def test_labels_without_images(folders, capsys):
+    root, cfg = folders
+    (root / 'list.txt').write_text('a.png 1\nb.png 2\n')
+    cfg.train_dataloader.dataset.update(ann_file='list.txt')
+    check_data(cfg, ('train', ))
+    assert 'list.txt and will not be learnt: those of the labels 0' in capsys.readouterr().out
