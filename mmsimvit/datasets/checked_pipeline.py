@@ -4,8 +4,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, InfiniteSampler
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from .unwrap import unwrap_dataset
@@ -93,6 +94,17 @@ def _fault_of_image(error: Exception, image: Any) -> str | None:
 
 def _in_one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {" ".join(str(error).split())[:300]}'
+
+
+def check_batches(loader: DataLoader) -> None:
+    """
+    Raises:
+        DataError: if a data loader has no batch to give.
+    """
+    images = len(loader.dataset)  # type: ignore[arg-type]
+    if not isinstance(loader.sampler, InfiniteSampler) and not len(loader):
+        raise DataError(f'{images} images make no batch of {loader.batch_size}, and drop_last=True leaves out the last that is '
+                        f'not full; set batch_size to {images} or less, or drop_last=False')
 
 
 def check_pipelines(dataset: Any) -> None:

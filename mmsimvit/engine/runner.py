@@ -2,13 +2,16 @@
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import BaseLoop, FlexibleRunner, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets import check_pipelines
+from ..datasets.checked_pipeline import check_batches
+from ..errors import DataError
 from ..models import check_channels, check_heads
+from .evaluation import fit_evaluator
 from .fsdp import SHARDED_STRATEGY
 
 
@@ -16,9 +19,22 @@ class _Mended:
     """Errors of data loading name the file, and logs go to the folder of the run."""
 
     def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner that this is mixed into
+        try:
+            loader = super().build_dataloader(*args, **kwargs)  # type: ignore[misc]  # of the runner that this is mixed into
+        except ValueError as error:
+            if 'need at least one array to concatenate' not in str(error):  # mmengine.dataset.BaseDataset, of an empty list
+                raise
+            raise DataError('a data set has no image left that could be trained or evaluated on; are its filter_cfg and '
+                            'indices right?') from error
         check_pipelines(loader.dataset)
+        check_batches(loader)
         return loader
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        return fit_evaluator(super().build_val_loop(loop))  # type: ignore[misc]
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        return fit_evaluator(super().build_test_loop(loop))  # type: ignore[misc]
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
         # mmengine keeps visualizers by their names, and the configs of all three libraries have one name for theirs: a second
