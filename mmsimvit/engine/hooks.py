@@ -1,3 +1,4 @@
+import logging
 import random
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
@@ -14,9 +16,11 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
+from ..datasets.coco import some
 from ..errors import CheckpointError, NonFiniteLossError
-from ..models import check_classes, check_topk
+from ..models import check_classes, check_mixing, check_topk
 from ..weights import match_checkpoint
 
 
@@ -44,8 +48,8 @@ class CheckpointMatchHook(Hook):
                                   f'work dir, and {runner.work_dir} is not the same folder on all machines; use a shared one')
         if runner.iter >= runner.max_iters:
             runner.logger.warning(f'nothing is left to train: {runner._load_from} is of iteration {runner.iter} of '
-                                  f'{runner.max_iters}, the last. For more, train longer (train_cfg.max_epochs or max_iters, '
-                                  'and the ends of param_scheduler), or start a new training from it with load_from')
+                                  f'{runner.max_iters}, the last. For more, start a new training from '
+                                  'its weights, with load_from and without --resume')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the names and shapes of checkpoint and model, and log how many fit."""
@@ -66,10 +70,62 @@ class CheckpointMatchHook(Hook):
         if runner._resume and not found.complete:
             raise CheckpointError(f'cannot resume from checkpoint {runner._load_from}: it gives {found.matched} of '
                                   f'{found.total} parameters; {found.problems()}; is it of this config?')
+        if self.whole or runner._resume:
+            check_order(checkpoint, runner.train_dataloader if runner._resume else runner.test_dataloader,
+                        str(runner._load_from))
+        if runner._resume:
+            warn_of_kept_settings(runner, checkpoint)
         if self.whole:
             found.check_predictions(str(runner._load_from), model)
         log = runner.logger.info if found.complete else runner.logger.warning
         log(line)
+
+
+def check_order(checkpoint: dict, loader: DataLoader, name: str) -> None:
+    """Compare the classes that a checkpoint was trained with and those of the data.
+
+    Raises:
+        CheckpointError: if they are the same in another order, or some more; of other names a warning says so.
+    """
+    info = getattr(loader.dataset, 'metainfo', None)
+    trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    given = info.get('classes') if isinstance(info, dict) else None
+    if not trained or not given or isinstance(given, str) or list(trained) == list(given):
+        return
+    told = (f'checkpoint {name} was trained with the classes {some(list(trained))}, but those of the data are '
+            f'{some(list(given))}: label 0 is {trained[0]!r} to the one and {given[0]!r} to the other')
+    if set(trained) & set(given):
+        raise CheckpointError(f'{told}. Give the config, and the categories of annotation files, the classes and the order of '
+                              'the training')
+    print_log(told, 'current', logging.WARNING)
+
+
+# What a schedule counts, and no setting.
+COUNTERS = {'last_step', 'base_values', '_global_step', '_last_value', '_step_count', 'param_name', 'by_epoch', 'verbose'}
+
+
+def warn_of_kept_settings(runner: Runner, checkpoint: dict) -> None:
+    """Name settings of the optimizer and of the schedule that mmengine takes from the checkpoint that is resumed from, and not
+    from the config."""
+    kept = []
+    schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
+    if isinstance(schedulers, list) and isinstance(saved, list):
+        for scheduler, state in zip(schedulers, saved):
+            new = scheduler.state_dict()
+            kept += [f'{key} of {type(scheduler).__name__} ({state[key]}, not {new[key]})' for key in new.keys() & state.keys()
+                     if key not in COUNTERS and isinstance(new[key], (int, float)) and new[key] != state[key]]
+        if len(schedulers) != len(saved):
+            kept.append(f'the schedule of {len(saved)} parts, not {len(schedulers)}')
+    groups = getattr(getattr(runner.optim_wrapper, 'optimizer', None), 'param_groups', None)
+    before = (checkpoint.get('optimizer') or {}).get('param_groups')
+    if groups and before:
+        for key in groups[0].keys() & before[0].keys() - {'params', 'lr'}:
+            pairs = {(str(old.get(key)), str(new.get(key))) for old, new in zip(before, groups) if old.get(key) != new.get(key)}
+            kept += [f'{key} of the optimizer ({old}, not {new})' for old, new in sorted(pairs)[:1]]
+    if kept:
+        runner.logger.warning(f'resuming goes on with settings of {runner._load_from} that the config has differently: the '
+                              f'schedule and rates are those of the checkpoint, {", ".join(sorted(kept))}. For those of the '
+                              'config start a new training from its weights, with load_from and without --resume')
 
 
 @HOOKS.register_module()
@@ -120,6 +176,7 @@ class ClassesMatchHook(Hook):
         """Look at the model as it is trained, of one process or several."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         check_classes(model, runner.train_dataloader.dataset)
+        check_mixing(model)
         check_topk(model, getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', []))
 
 

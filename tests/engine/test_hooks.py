@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmsimvit.engine import NonFiniteLossHook
-from mmsimvit.engine.hooks import image_names
-from mmsimvit.errors import NonFiniteLossError
+from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
+from mmsimvit.engine.hooks import check_order, image_names
+from mmsimvit.errors import CheckpointError, NonFiniteLossError
 
 
 class Numbers(BaseDataset):
@@ -107,3 +108,52 @@ def test_or_the_batch_is_left_out(tmp_path, caplog):
         alone([torch.tensor([float(value)]) for value in batch])['loss_line'].backward()
         optimizer.step()
     torch.testing.assert_close(built.model.layer.weight, alone.layer.weight)
+
+
+def checkpoint_of(classes):
+    return dict(meta=dict(dataset_meta=dict(classes=classes)))
+
+
+def loader_of(classes):
+    return SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=classes)))
+
+
+def test_classes_of_checkpoint_and_data(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmsimvit.engine.hooks.print_log', lambda line, *_: lines.append(line))
+    for given in (('cat', 'dog'), ['cat', 'dog'], None):
+        check_order(checkpoint_of(('cat', 'dog')), loader_of(given), 'a.pth')
+    check_order({}, loader_of(('dog', )), 'a.pth')  # of other tools, which keep no names
+    assert not lines
+    for given in (('dog', 'cat'), ('cow', 'cat', 'dog')):
+        with pytest.raises(CheckpointError, match=r"a.pth was trained with the classes 'cat', 'dog', but those of the data are "
+                                                  rf".*label 0 is 'cat' to the one and '{given[0]}' to the other"):
+            check_order(checkpoint_of(('cat', 'dog')), loader_of(given), 'a.pth')
+    check_order(checkpoint_of(('cat', 'dog')), loader_of(('Katze', 'Hund')), 'a.pth')
+    assert "label 0 is 'cat' to the one and 'Katze' to the other" in lines[0]
+
+
+@pytest.mark.parametrize(('changes', 'named'), [
+    ({}, []),
+    (dict(schedule=dict(end=6, T_max=6)), ['T_max of CosineAnnealingLR (2, not 6)', 'end of CosineAnnealingLR (2, not 6)']),
+    (dict(optimizer=dict(lr=0.5)), ['initial_lr of the optimizer (0.1, not 0.5)']),
+    (dict(optimizer=dict(weight_decay=0.5)), ['weight_decay of the optimizer (0, not 0.5)']),
+])
+def test_settings_that_a_resumed_checkpoint_overrules_are_named(changes, named, tmp_path, caplog):
+    def train(epochs, load_from=None, optimizer=None, schedule=None):
+        built = Runner(
+            Line(), str(tmp_path), train_dataloader=dict(dataset=Numbers(indices=4), batch_size=2, sampler=dict(
+                type='DefaultSampler', shuffle=False)), train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer={**dict(type='SGD', lr=0.1), **(optimizer or {})}),
+            param_scheduler=[{**dict(type='CosineAnnealingLR', T_max=2, end=2), **(schedule or {})}],
+            custom_hooks=[CheckpointMatchHook()], load_from=load_from, resume=load_from is not None,
+            experiment_name=f'test_{tmp_path.name}_{epochs}', log_level='WARNING')
+        lines = []
+        built.logger.warning = lines.append
+        built.train()
+        return [line for line in lines if 'goes on with settings' in line]
+
+    assert not train(2)
+    lines = train(3, str(tmp_path / 'epoch_2.pth'), **changes)
+    assert len(lines) == bool(named)
+    assert all(word in lines[0] for word in named)
