@@ -1,9 +1,11 @@
 """A run's folder: checkpoints are written to their end or not at all, and the last whole one is found again."""
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
 
+import torch
 from mmengine.fileio import LocalBackend, register_backend
 
 from ..datasets import is_first_process
@@ -53,15 +55,25 @@ def check_work_dir(work_dir: str | Path) -> None:
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
     """The last checkpoint of a training in ``work_dir`` that was written to its end, or None.
 
-    The newest by its time, for a folder may hold a longer training of before; mmengine's own note of the last one is
-    written after it, and by a path that is wrong once the folder was moved.
+    The newest by the time that it says of itself, for a folder may hold a longer training of before, and its files the times
+    of a copy. mmengine's own note of the last one is written after it, and by a path that is wrong once the folder was moved.
     """
     work_dir = Path(work_dir)
     pointer = work_dir / 'last_checkpoint'
     named = {work_dir / Path(pointer.read_text().strip()).name} if pointer.is_file() else set()
     numbered = {path for path in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)}
     whole = [path for path in named | numbered if is_whole(path)]
-    return str(max(whole, key=lambda path: path.stat().st_mtime_ns)) if whole else None
+    return str(max(whole, key=_written)) if whole else None
+
+
+def _written(path: Path) -> tuple:
+    """When a checkpoint was written: by itself, to the second, at which iteration, and at last by its file."""
+    try:
+        checkpoint = torch.load(path, map_location='meta', weights_only=True)  # reads no tensors
+        meta = checkpoint.get('meta') or {}
+    except (AttributeError, RuntimeError, pickle.UnpicklingError):  # of which loading says more
+        meta = {}
+    return str(meta.get('time', '')), meta.get('iter', 0), path.stat().st_mtime_ns
 
 
 def is_whole(path: str | Path) -> bool:

@@ -76,6 +76,13 @@ def test_mmengines_note_of_the_last_checkpoint_is_one_of_the_candidates(tmp_path
     assert find_whole_checkpoint(tmp_path).endswith('epoch_2.pth')
 
 
+def test_a_copied_folder_has_the_times_of_the_copy(tmp_path):
+    """In any order; what a checkpoint says of itself counts, also of a longer training of before."""
+    for number, time in ((3, '20260101_000003'), (1, '20260101_000002'), (2, '20260101_000003'), (9, '20250101_000000')):
+        torch.save(dict(meta=dict(time=time, iter=number)), tmp_path / f'epoch_{number}.pth')
+    assert find_whole_checkpoint(tmp_path).endswith('epoch_3.pth')
+
+
 def test_checkpoints_before_torch_1_6_are_whole_if_not_empty(tmp_path):
     torch.save({}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
     assert is_whole(tmp_path / 'old.pth')
