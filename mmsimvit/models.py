@@ -178,6 +178,20 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
                       'learnt', 'current', logging.WARNING)
 
 
+def check_mixing(model: nn.Module) -> None:
+    """Compare the classes of a classifier's mixup and cutmix with those of its head.
+
+    Raises:
+        ModelError: if they differ; the message has the setting that fits.
+    """
+    mixing = getattr(model, 'data_preprocessor', None)
+    of_head: Any = getattr(getattr(model, 'head', None), 'num_classes', None)
+    of_mixing: Any = getattr(mixing, 'num_classes', None)
+    if getattr(mixing, 'batch_augments', None) is not None and isinstance(of_head, int) and of_mixing != of_head:
+        raise ModelError(f'data_preprocessor has num_classes={of_mixing}, for mixup and the like, but head has '
+                         f'num_classes={of_head}: set model.data_preprocessor.num_classes to {of_head} in the config')
+
+
 def check_topk(model: nn.Module, metrics: Iterable[Any]) -> None:
     """Compare the accuracies that a classifier's validation asks for with its classes, before an epoch is trained for them.
 

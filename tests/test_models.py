@@ -9,7 +9,7 @@ from torch import nn
 
 from mmsimvit import find_config
 from mmsimvit.errors import ModelError
-from mmsimvit.models import build_model, check_channels, check_classes, check_topk
+from mmsimvit.models import build_model, check_channels, check_classes, check_mixing, check_topk
 from mmsimvit.train import main as train
 from tests.conftest import options
 
@@ -162,6 +162,17 @@ def test_accuracies_beyond_the_classes_are_refused_before_an_epoch_is_trained(wo
     with pytest.raises(SystemExit, match=r'^error: the validation asks for top-7 accuracy, but the head has 6 classes: set'):
         train([find_config('simvit_micro_shapes'), '--work-dir', str(tmp_path), *options(**{'val_evaluator.topk': '1,7'})])
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_mixing_of_other_classes_is_refused():
+    model = build('simvit_micro_shapes')
+    model.data_preprocessor.num_classes = 1000
+    check_mixing(model)  # it has none
+    model.data_preprocessor.batch_augments = object()
+    with pytest.raises(ModelError, match=r'num_classes=1000, for mixup .*head has num_classes=6: set model.data_preprocessor.'):
+        check_mixing(model)
+    model.data_preprocessor.num_classes = 6
+    check_mixing(model)
 
 
 class Accuracy:  # by its name, as MMPreTrain's

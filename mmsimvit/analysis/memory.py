@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
+from ..models import image_channels
 from ..ops.ffn import without_chunks
 
 if not torch.cuda.is_available():
@@ -91,7 +92,8 @@ def random_batch(model: BaseModel, scope: str, batch: int, shape: tuple[int, int
         ValueError: for a scope that is none of the three libraries.
     """
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, *shape), generator=generator, dtype=torch.uint8) for _ in range(batch)]
+    size = (image_channels(model), *shape)
+    images = [torch.randint(0, 256, size, generator=generator, dtype=torch.uint8) for _ in range(batch)]
     return dict(inputs=torch.stack(images) if scope == 'mmpretrain' else images,
                 data_samples=[_sample(model, scope, shape, generator) for _ in range(batch)])
 

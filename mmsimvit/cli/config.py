@@ -83,11 +83,12 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
         raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
                          'python -m mmsimvit doctor gives the command')
-    if scope == 'mmpretrain':
-        # Its configs leave this to its tools.
-        for split in ('train', 'val', 'test'):
-            if cfg.get(f'{split}_dataloader'):
-                cfg[f'{split}_dataloader'].setdefault('collate_fn', ConfigDict(type='default_collate'))
+    for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test'))):
+        if scope == 'mmpretrain':  # whose configs leave this to its tools
+            loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+        if not loader.get('num_workers'):  # of which torch refuses to keep any
+            for name in ('persistent_workers', 'prefetch_factor'):
+                loader.pop(name, None)
     add_hook(cfg, MATCH_HOOK, whole=whole)
     return cfg
 

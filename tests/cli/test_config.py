@@ -73,3 +73,10 @@ def test_bfloat16_leaves_roi_features_in_float32(monkeypatch):
     torch.testing.assert_close(found, exact, rtol=0, atol=0.02)
     float16 = configure(parse_args([str(CONFIG), '--amp']))
     assert float16.model.roi_head.bbox_roi_extractor.type == 'SingleRoIExtractor'
+
+
+def test_no_workers_are_not_kept(tmp_path):
+    """To debug, or on Windows; torch refuses to keep workers that are not there."""
+    cfg = configure(parse_args([str(CONFIG), '--cfg-options', 'train_dataloader.num_workers=0', '--work-dir', str(tmp_path)]))
+    assert 'persistent_workers' not in cfg.train_dataloader
+    assert cfg.val_dataloader.persistent_workers

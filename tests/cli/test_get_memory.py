@@ -65,3 +65,12 @@ def test_images_are_padded_as_training_does_and_the_size_is_said(capsys):
     small, full = capsys.readouterr().out.split('48 x 48 pixels are padded to 64 x 64')[-1].split('semfpn')[1:]
     assert small == full
     assert '1 x 64 x 64 pixels' in small
+
+
+def test_images_of_four_channels():
+    cfg = Config.fromfile(ROOT / 'configs/semfpn_simvit_micro_shapes.py')
+    cfg.model.backbone.in_channels = 4
+    cfg.model.data_preprocessor.update(mean=[0.] * 4, std=[1.] * 4, bgr_to_rgb=False)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+        assert measure_training_memory(model, 'mmseg', 1, (64, 64)).saved_activations > 0
