@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class Stage(nn.Module):
         return run_block(block, self.with_cp, x, *context)
 
 
-def run_block(block: nn.Module, with_cp: bool, x: Tensor, *context: Tensor | int) -> Tensor:
+def run_block(block: nn.Module, with_cp: bool, x: Tensor, *context: Any) -> Tensor:
     """``block(x, *context)``, of the shape of ``x``, recomputed in the backward pass if ``with_cp``."""
     if not with_cp or not torch.is_grad_enabled():
         return block(x, *context)
