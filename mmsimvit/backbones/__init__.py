@@ -6,6 +6,7 @@ from .cvt import CvT
 from .dwnet import DWNet
 from .gcvit import GCViT
 from .lit import LIT
+from .mpvit import MPViT
 from .p2t import P2T
 from .plain import PlainBackbone
 from .pyramid import PyramidBackbone
@@ -14,5 +15,5 @@ from .scalablevit import ScalableViT
 from .shunted import Shunted
 from .simvit import SimViT
 
-__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'PlainBackbone',
-           'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
+__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'MPViT',
+           'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
