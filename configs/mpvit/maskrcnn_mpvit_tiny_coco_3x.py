@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/maskrcnn.py', '../_base_/datasets/coco_instance_ms_crop.py', '../_base_/schedules/270k.py'
+]
+# The published 270k iterations, with short sides of 480 to 800 pixels and DETR's crops.
+# Pretrained on ImageNet: the published weights, or a checkpoint of configs/mpvit/mpvit_tiny_imagenet.py. From random weights
+# instead: --cfg-options model.backbone.init_cfg=None
+pretrained = 'checkpoints/mpvit_tiny.pth'
+
+model = dict(
+    backbone=dict(type='MPViT', arch='tiny', drop_path_rate=0.1, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
+    neck=dict(in_channels=[96, 176, 216, 216]))
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
+# Each process has two images, too few for batch norms: the backbone's are synchronised, and trained.
+sync_bn = 'torch'
