@@ -85,20 +85,13 @@ class FactorisedAttention(nn.Module):
         """``(B, H, W, C)``, and the relative positions that the blocks of a path share -> ``(B, H, W, C)``."""
         query, key, value = self.qkv(x).chunk(3, -1)
         positions = query * relative(value)
-        context = self.mix_channels(key.flatten(1, 2), value.flatten(1, 2))
-        out = torch.baddbmm(positions.flatten(1, 2), query.flatten(1, 2), context)
-        return self.proj(out.view_as(x))
-
-    def mix_channels(self, key: Tensor, value: Tensor) -> Tensor:
-        """Keys and values, ``(B, N, C)`` -> the matrix of each image that takes its queries to what they attend to,
-        ``(B, C, C)``, which is zero between heads."""
-        key, value = (part.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for part in (key, value))
+        query, key, value = (part.flatten(1, 2).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for part in (query, key, value))
+        # softmax(key)^T value, over all pixels, is what unit vectors attend to: so no weights are kept for the gradients.
         width = key.shape[-1]
-        # softmax(key, over pixels)^T value is attention of unit vectors, which keeps no weights for the gradients.
         units = torch.eye(width, dtype=key.dtype, device=key.device).expand(key.shape[0], NUM_HEADS, -1, -1)
         context = F.scaled_dot_product_attention(units, key, value, scale=1.) * width**-0.5
-        heads = torch.eye(NUM_HEADS, dtype=key.dtype, device=key.device)[:, None, :, None]
-        return (context[:, :, :, None] * heads).flatten(3, 4).flatten(1, 2)
+        out = (query @ context).transpose(1, 2).flatten(2).view_as(x)
+        return self.proj(out + positions)
 
 
 class Block(layers.Block):
