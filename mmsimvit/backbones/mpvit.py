@@ -216,8 +216,8 @@ class MPViT(PyramidBackbone):
                  frozen_stages: int = -1,
                  drop_path_rate: float = 0.05,
                  with_cp: bool = False,
-                 norm_eval: bool = False,
                  init_cfg: dict | list[dict] | None = None,
+                 norm_eval: bool = False,
                  **arch_overrides: Any):
         super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
         self.norm_eval = norm_eval
