@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .. import layers
-from ..layers import Block, ConvEmbed, multi_head_attention
+from ..layers import Block, ConvEmbed, InvertedResidual, multi_head_attention
 from ..weights import Published, stage_before
 from .pyramid import PyramidBackbone
 
@@ -117,32 +116,6 @@ class PyramidAttention(nn.Module):
         return self.proj(multi_head_attention(self.q(x).flatten(1, 2), key, value, self.num_heads, mask).view_as(x))
 
 
-class FFN(nn.Module):
-    """Feed-forward network with a depth-wise convolution between two Hardswish (an inverted residual, 1905.02244)."""
-
-    def __init__(self, dims: int, hidden_dims: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dims, hidden_dims)
-        self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, 3, padding=1, groups=hidden_dims)
-        self.fc2 = nn.Linear(hidden_dims, dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        x = self.fc1(x)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # What Hardswish gives is computed again in the backward pass: it is half of what would be kept, and costs little.
-            for part in (self._convolve, self._project):
-                x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
-            return x
-        return self._project(self._convolve(x))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        return self.dwconv(F.hardswish(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def _project(self, x: Tensor) -> Tensor:
-        return self.fc2(F.hardswish(x))
-
-
 class Stage(layers.Stage):
     """A stage whose blocks share the convolutions of their pyramids.
 
@@ -234,14 +207,14 @@ class P2T(PyramidBackbone):
         """Patches overlap, those of the first stage by three pixels."""
         dims, num_heads, mlp_ratio = (self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios'))
         patch_embed = ConvEmbed(in_channels, dims, 3 if index else 7, self.patch_sizes[index])
-        blocks = [Block(PyramidAttention(dims, num_heads), FFN(dims, dims * mlp_ratio), dims, rate, EPS)
-                  for rate in drop_path_rates]
+        blocks = [Block(PyramidAttention(dims, num_heads), InvertedResidual(dims, dims * mlp_ratio, F.hardswish), dims, rate,
+                        EPS) for rate in drop_path_rates]
         return Stage(patch_embed, blocks, self.with_cp, dims, POOL_RATIOS[index])
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation: as torch has it for FFNs, which were convolutions, and else as Swin."""
         super().init_random_weights()
         for module in self.modules():
-            if isinstance(module, FFN):
+            if isinstance(module, InvertedResidual):
                 module.fc1.reset_parameters()
                 module.fc2.reset_parameters()

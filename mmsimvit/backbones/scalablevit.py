@@ -4,13 +4,22 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import FFN, ConvEmbed, draw_bias, fit_loaded, init_as_pvt, merge_windows, pad_for_patches, split_into_windows
+from ..layers import (
+    FFN,
+    ConvEmbed,
+    draw_bias,
+    fit_loaded,
+    init_as_pvt,
+    mask_padding,
+    merge_windows,
+    pad_for_patches,
+    split_into_windows,
+)
 from ..weights import Published
 from .pyramid import PyramidBackbone
 
@@ -59,16 +68,6 @@ class WindowAttention(nn.Module):
         out = attend(query, key, value, self.num_heads, (x.shape[-1] // self.num_heads)**-0.5, mask)
         value = merge_windows(value, size, *shape).permute(0, 3, 1, 2)
         return self.proj(merge_windows(out, size, *shape) + self.lim(value).permute(0, 2, 3, 1))
-
-
-def mask_padding(x: Tensor, window_size: int) -> Tensor | None:
-    """Which pixels of the windows of ``(B, H, W, C)`` lie in the map, ``(B * windows, 1, 1, window_size ** 2)``; None if all
-    do."""
-    if not torch.compiler.is_compiling() and x.shape[1] % window_size == 0 == x.shape[2] % window_size:
-        return None
-    inside = split_into_windows(torch.ones_like(x[..., :1]), (window_size, window_size))[:, None, None, :, 0]
-    # The first of a window always does, but in the one that a trace cuts too many, whose softmax shall be finite.
-    return inside.bool() | (torch.arange(window_size**2, device=x.device) == 0)
 
 
 class Reduction(nn.Module):

@@ -6,7 +6,7 @@ from ..ops.backends import is_exporting
 
 
 def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Tensor | None = None,
-                         dropout_p: float = 0.0, scale: float | None = None) -> Tensor:
+                         dropout_p: float = 0.0, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention (Attention Is All You Need, 1706.03762, section 3.2) in heads.
 
     Args:
@@ -16,6 +16,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
         bias: added to the logits, ``(num_heads, N, M)``.
         dropout_p: dropout on the attention weights.
         scale: factor of the products of queries and keys; None for one over the root of a head's channels.
+        mask: which keys take part where there is no bias, ``(B, 1, 1, M)``; all if None.
 
     Returns:
         ``(B, N, C)``.
@@ -31,5 +32,6 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
                                                   and not torch.compiler.is_compiling())):
             logits = (query * (query.shape[-1]**-0.5 if scale is None else scale)) @ key.transpose(-2, -1)
             return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_p, scale=scale)
+    mask = mask if bias is None else bias
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale)
     return out.transpose(1, 2).flatten(2)

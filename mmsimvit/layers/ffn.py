@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,3 +69,38 @@ class ConvFFN(nn.Module):
         return all(type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks
                                                                   or layer._backward_hooks or layer._backward_pre_hooks)
                    for layer in (self.fc1, self.dwconv, self.fc2))
+
+
+class InvertedResidual(nn.Module):
+    """Feed-forward network with a depth-wise convolution between two activations (MobileNetV2, 1801.04381).
+
+    Args:
+        dims, hidden_dims: channels of input and output, and of the convolution.
+        activation: takes a map to one of its shape, and costs little.
+        kernel_size: of the convolution, odd.
+        bias: whether the three layers have biases.
+    """
+
+    def __init__(self, dims: int, hidden_dims: int, activation: Callable[[Tensor], Tensor], kernel_size: int = 3,
+                 bias: bool = True):
+        super().__init__()
+        self.activation = activation
+        self.fc1 = nn.Linear(dims, hidden_dims, bias)
+        self.dwconv = nn.Conv2d(hidden_dims, hidden_dims, kernel_size, padding=kernel_size // 2, groups=hidden_dims, bias=bias)
+        self.fc2 = nn.Linear(hidden_dims, dims, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        x = self.fc1(x)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # What the activations give is computed again in the backward pass: it is half of what would be kept.
+            for part in (self._convolve, self._project):
+                x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
+            return x
+        return self._project(self._convolve(x))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return self.dwconv(self.activation(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(x))

@@ -61,6 +61,16 @@ def merge_windows(x: Tensor, size: WindowSize, batch: int, height: int, width: i
     return x.unflatten(0, (batch, -1))[:, row[0][:, None] * columns + column[0], row[1][:, None], column[1]]
 
 
+def mask_padding(x: Tensor, window_size: int) -> Tensor | None:
+    """Which pixels of the windows of ``(B, H, W, C)`` lie in the map, ``(B * windows, 1, 1, window_size ** 2)``; None if all
+    do."""
+    if not torch.compiler.is_compiling() and x.shape[1] % window_size == 0 == x.shape[2] % window_size:
+        return None
+    inside = split_into_windows(torch.ones_like(x[..., :1]), (window_size, window_size))[:, None, None, :, 0]
+    # The first of a window always does, but in the one that a trace cuts too many, whose softmax shall be finite.
+    return inside.bool() | (torch.arange(window_size**2, device=x.device) == 0)
+
+
 def _window_size(shape: Sequence[int], size: WindowSize) -> tuple[int, int]:
     height, width = (length if part is None else part for length, part in zip(shape, size))
     return height, width

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmsimvit import P2T
-from mmsimvit.backbones.p2t import FFN, POOL_RATIOS, average_cells, count_cells, list_cells, pool
-from mmsimvit.layers import Block, ConvEmbed
+from mmsimvit.backbones.p2t import POOL_RATIOS, average_cells, count_cells, list_cells, pool
+from mmsimvit.layers import Block, ConvEmbed, InvertedResidual
 
 
 def pooled(x, ratios, weight, bias):
@@ -92,7 +92,7 @@ def test_maps_have_no_norms():
 
 def test_ffn_has_hardswish_twice():
     torch.manual_seed(0)
-    ffn = FFN(4, 8)
+    ffn = InvertedResidual(4, 8, F.hardswish)
     x = torch.randn(2, 5, 6, 4)
     y = F.conv2d(x.permute(0, 3, 1, 2), ffn.fc1.weight[..., None, None], ffn.fc1.bias)
     y = y * (y + 3).clamp(0, 6) / 6
@@ -107,7 +107,7 @@ def test_ffn_has_hardswish_twice():
 def test_ffn_recomputes_hardswish():
     """The gradients are those of plain autograd, which would keep four maps of the hidden channels."""
     torch.manual_seed(0)
-    ffn, kept = FFN(8, 64).double(), []
+    ffn, kept = InvertedResidual(8, 64, F.hardswish).double(), []
     x = torch.randn(1, 16, 16, 8, dtype=torch.double, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
         out = ffn(x)
