@@ -321,7 +321,7 @@ class Backbone(BaseModule):
         """Names of the parameters of norms and of relative position biases, for fine-tuning with layer-wise learning rate
         decay, as Swin's recipe has it. (The papers' own recipes differ in this; the configs follow those.)"""
         return {f'{prefix}.{name}' for prefix, module in self.named_modules()
-                if isinstance(module, (nn.LayerNorm, RelativePositionBias)) or hasattr(module, 'running_mean')
+                if isinstance(module, (nn.LayerNorm, nn.GroupNorm, RelativePositionBias)) or hasattr(module, 'running_mean')
                 for name, _ in module.named_parameters(recurse=False)}
 
 

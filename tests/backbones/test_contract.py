@@ -276,7 +276,7 @@ def test_layer_depths(name):
 def test_no_weight_decay_names_norms_and_position_biases(build):
     model = build()
     norms = {f'{name}.{p}' for name, module in model.named_modules()
-             if isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)) for p in ('weight', 'bias')}
+             if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.BatchNorm2d)) for p in ('weight', 'bias')}
     assert model.no_weight_decay() == norms | {name for name, _ in model.named_parameters() if 'position_bias' in name}
 
 
