@@ -33,6 +33,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
         CvT,
         DWNet,
         GCViT,
+        HATNet,
         MPViT,
         PlainBackbone,
         PyramidBackbone,
@@ -50,6 +51,6 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     mmcv_ops.install()
 
 __version__ = '0.1.0'
-__all__ = ['LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'MPViT',
+__all__ = ['LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'HATNet', 'MPViT',
            'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'convert_state_dict',
            'copy_config', 'find_config', 'generate_shapes']

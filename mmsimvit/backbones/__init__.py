@@ -5,6 +5,7 @@ from .cswin import CSWin
 from .cvt import CvT
 from .dwnet import DWNet
 from .gcvit import GCViT
+from .hatnet import HATNet
 from .lit import LIT
 from .mpvit import MPViT
 from .p2t import P2T
@@ -15,5 +16,5 @@ from .scalablevit import ScalableViT
 from .shunted import Shunted
 from .simvit import SimViT
 
-__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'Layer', 'MPViT',
+__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
            'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
