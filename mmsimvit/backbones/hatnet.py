@@ -10,7 +10,15 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import DropPath, InvertedResidual, mask_padding, merge_windows, multi_head_attention, split_into_windows
+from ..layers import (
+    DropPath,
+    InvertedResidual,
+    mask_padding,
+    merge_windows,
+    multi_head_attention,
+    pad_for_patches,
+    split_into_windows,
+)
 from ..weights import Published
 from .base import is_numbers
 from .pyramid import PyramidBackbone
@@ -122,7 +130,13 @@ class HierarchicalAttention(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> the means of its cells, ``(B, ceil(H / pool_ratio), ceil(W / pool_ratio), C)``; cells at the
         bottom and right may have fewer pixels."""
-        return F.avg_pool2d(x.permute(0, 3, 1, 2), self.pool_ratio, ceil_mode=True).permute(0, 2, 3, 1)
+        x = x.permute(0, 3, 1, 2)
+        if not torch.compiler.is_compiling():
+            return F.avg_pool2d(x, self.pool_ratio, ceil_mode=True).permute(0, 2, 3, 1)
+        # A trace would ask whether there are such cells.
+        ones = torch.ones_like(x[:1, :1])
+        total, count = (F.avg_pool2d(pad_for_patches(part, self.pool_ratio), self.pool_ratio) for part in (x, ones))
+        return (total / count).permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
