@@ -16,7 +16,7 @@ from ..layers import (
     mask_padding,
     merge_windows,
     multi_head_attention,
-    pad_for_patches,
+    split_into_patches,
     split_into_windows,
 )
 from ..weights import Published
@@ -133,9 +133,9 @@ class HierarchicalAttention(nn.Module):
         x = x.permute(0, 3, 1, 2)
         if not torch.compiler.is_compiling():
             return F.avg_pool2d(x, self.pool_ratio, ceil_mode=True).permute(0, 2, 3, 1)
-        # A trace would ask whether there are such cells.
+        # A trace of it would ask whether there are such cells.
         ones = torch.ones_like(x[:1, :1])
-        total, count = (F.avg_pool2d(pad_for_patches(part, self.pool_ratio), self.pool_ratio) for part in (x, ones))
+        total, count = (split_into_patches(part, self.pool_ratio).sum((4, 5)) for part in (x, ones))
         return (total / count).permute(0, 2, 3, 1)
 
 
