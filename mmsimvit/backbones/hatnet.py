@@ -20,7 +20,7 @@ from ..layers import (
     split_into_windows,
 )
 from ..weights import Published
-from .base import is_numbers
+from .base import is_numbers, is_sequence
 from .pyramid import PyramidBackbone
 
 STEM_DIMS = 16  # channels at half of the resolution
@@ -42,7 +42,7 @@ class Norm(nn.GroupNorm):
         high = x.to(torch.promote_types(x.dtype, torch.float32))
         var, mean = torch.var_mean(high, (1, 2, 3), correction=0, keepdim=True)
         scale = self.weight * (var + self.eps).rsqrt()
-        return torch.addcmul(self.bias - mean * scale, high, scale).to(x.dtype)
+        return torch.addcmul(self.bias - mean * scale, high, scale).to(self.weight.dtype)  # float32 under autocast, as torch's
 
 
 class Stem(nn.Module):
@@ -217,7 +217,8 @@ class HATNet(PyramidBackbone):
         )
     }
     arch_rules = {'kernel_sizes': ('4 odd positive whole numbers, one for each stage',
-                                   lambda value: is_numbers(value, 4) and all(size % 2 for size in value))}
+                                   lambda value: is_sequence(value) and is_numbers(value, 4)
+                                   and all(size % 2 for size in value))}
     published = Published(
         url='https://github.com/yun-liu/HAT-Net',
         licence='none is given, so ask the authors before you pass their weights on',
