@@ -27,6 +27,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
 
     from . import mmcv_ops
     from .backbones import (
+        CMT,
         LIT,
         P2T,
         CSWin,
@@ -51,6 +52,6 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     mmcv_ops.install()
 
 __version__ = '0.1.0'
-__all__ = ['LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'HATNet', 'MPViT',
-           'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'convert_state_dict',
+__all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'HATNet',
+           'MPViT', 'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'convert_state_dict',
            'copy_config', 'find_config', 'generate_shapes']

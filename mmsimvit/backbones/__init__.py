@@ -1,6 +1,7 @@
 """One paper, one file; ``base`` holds the contract that all of them keep, ``pyramid`` what those of several stages share,
 ``plain`` what those of one resolution share."""
 from .base import Backbone, FeatureInfo, Layer
+from .cmt import CMT
 from .cswin import CSWin
 from .cvt import CvT
 from .dwnet import DWNet
@@ -16,5 +17,5 @@ from .scalablevit import ScalableViT
 from .shunted import Shunted
 from .simvit import SimViT
 
-__all__ = ['LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
+__all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
            'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
