@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isqrt
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import layers
 from ..layers import PatchEmbed, crop, divide, fit_loaded, multi_head_attention, pad_to_multiple, run_block
+from ..ops.backends import is_exporting
 from ..weights import Published
 from .base import is_numbers, is_positive, is_sequence
 from .pyramid import PyramidBackbone
@@ -34,6 +35,11 @@ class LocalConv(nn.Conv2d):
         return x + super().forward(x)
 
 
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """A batch norm of ``(B, C, H, W)``, channels last in memory, but to export: there a trace asks how their strides divide."""
+    return norm(x.contiguous() if is_exporting() else x)
+
+
 class Activated(nn.Module):
     """GELU, batch norm (in this order) and a convolution. Of all this, a training keeps the input alone.
 
@@ -50,12 +56,12 @@ class Activated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C', H', W')``."""
-        return self.conv(self.norm(F.gelu(x)))
+        return self.conv(normalise(self.norm, F.gelu(x)))
 
 
-def run(part: Activated, x: Tensor) -> Tensor:
-    """``part(x)``, recomputed in the backward pass if it is to be and no trace is made."""
-    return run_block(part, part.recompute and not torch.compiler.is_compiling(), x)
+def run(part: nn.Module, x: Tensor) -> Tensor:
+    """``part(x)`` of an ``Activated``, recomputed in the backward pass if it is to be and no trace is made."""
+    return run_block(part, bool(part.recompute) and not torch.compiler.is_compiling(), x)
 
 
 class StemEmbed(nn.Module):
@@ -134,13 +140,18 @@ class PositionBias(nn.Module):
         nn.init.normal_(self.table)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """The bias ``(num_heads, height * width, height * width / reduction ** 2)``."""
+        """The bias ``(num_heads, height * width, height * width / reduction ** 2)``, under autocast in its precision: cast here,
+        there is one of it in memory, and not one for each block."""
+        table, dtype = self.table, self.table.dtype
+        kind = table.device.type
+        if kind != 'meta' and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.resample(self.table, self.size, (height, width))
-        table = self.table
-        state = height, width, table.device, table.dtype, table.data_ptr(), table._version  # all that changes the result
+            return self.resample(table, self.size, (height, width)).to(dtype)
+        state = height, width, dtype, kind, table.dtype, table.data_ptr(), table._version  # all that changes the result
         if self.kept is None or self.kept[0] != state:
-            self.kept = state, self.resample(table.detach(), self.size, (height, width))
+            self.kept = None  # before there is another, for at 800 x 1333 pixels those of all stages take 0.5 GB in float32
+            self.kept = state, self.resample(table.detach(), self.size, (height, width)).to(dtype)
         return self.kept[1]
 
     def train(self, mode: bool = True) -> 'PositionBias':
@@ -176,16 +187,21 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(dims, dims)
-        self.reduction = nn.Sequential() if reduction == 1 else nn.Sequential(
-            nn.Conv2d(dims, dims, reduction, reduction, groups=dims), nn.BatchNorm2d(dims))
+        self.reduction = None
+        if reduction > 1:
+            self.reduction = nn.Conv2d(dims, dims, reduction, reduction, groups=dims)
+            self.norm = nn.BatchNorm2d(dims)
         self.k = nn.Linear(dims, dims)
         self.v = nn.Linear(dims, dims)
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """``(B, H, W, C)``, and ``(num_heads, N, M)`` for N pixels and M of the reduced map -> ``(B, H, W, C)``."""
-        tokens = self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
-        out = multi_head_attention(self.q(x).flatten(1, 2), self.k(tokens), self.v(tokens), self.num_heads, bias)
+        query, tokens = self.q(x).flatten(1, 2), x
+        if self.reduction is not None:
+            tokens = normalise(self.norm, self.reduction(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        tokens = tokens.flatten(1, 2)
+        out = multi_head_attention(query, self.k(tokens), self.v(tokens), self.num_heads, bias)
         return self.proj(out.view_as(x))
 
 
@@ -203,7 +219,7 @@ class FFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         x = run(self.local, self.fc1(x.permute(0, 3, 1, 2)))
-        return self.norm(run(self.fc2, x)).permute(0, 2, 3, 1)
+        return normalise(self.norm, run(self.fc2, x)).permute(0, 2, 3, 1)
 
 
 class Block(layers.Block):
@@ -297,7 +313,7 @@ class CMT(PyramidBackbone):
                        and all(isinstance(ratio, Real) and float(ratio) >= 1 for ratio in value)),
         'stem_dims': ('a positive whole number', is_positive),
         'image_size': (f'height and width in pixels, multiples of {MULTIPLE}',
-                       lambda value: is_numbers(value, 2) and all(length % MULTIPLE == 0 for length in value)),
+                       lambda value: is_numbers(value, 2) and not any(length % MULTIPLE for length in cast(Sequence, value))),
         'resampling': ("'table' or 'grid'", lambda value: value in ('table', 'grid')),
         'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
     }
@@ -309,7 +325,8 @@ class CMT(PyramidBackbone):
             (r'^stem_(conv|norm)([123])\.', place_stem),
             (r'^(patch_embed|relative_pos|blocks)_([abcd])\.?', place_stage),
             (r'^stages\.0\.patch_embed\.proj\.', 'stages.0.patch_embed.layers.2.conv.'),
-            (r'\.attn\.sr\.', '.attn.reduction.'),
+            (r'\.attn\.sr\.0\.', '.attn.reduction.'),
+            (r'\.attn\.sr\.1\.', '.attn.norm.'),
             (r'\.(\d+)\.proj\.', r'.\1.lpu.'),
             (r'\.mlp\.conv1\.0\.', '.ffn.fc1.'),
             (r'\.mlp\.conv1\.2\.', '.ffn.local.norm.'),
