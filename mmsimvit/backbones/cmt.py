@@ -110,12 +110,19 @@ def resample_grids(table: Tensor, size: Sequence[int], new_size: Sequence[int], 
     return table.contiguous()
 
 
+def align_rows(bias: Tensor) -> Tensor:
+    """``(..., M)`` with rows that begin at multiples of eight numbers in memory. CUDA's attention copies a bias whose rows do
+    not, once for each block, and keeps the copies for the backward pass."""
+    keys = bias.shape[-1]
+    return F.pad(bias, (0, -keys % 8))[..., :keys] if keys % 8 else bias
+
+
 class PositionBias(nn.Module):
     """A learned bias of attention for each head and each pair of a query and a key of one map; rows of the table are queries,
     columns keys, both row-major.
 
-    For maps of other sizes the table is resampled: once for each size in evaluation, without gradients, and in each forward
-    pass otherwise. Checkpoints whose table has another size are loaded after the same.
+    For maps of other sizes the table is resampled: in each forward pass, or without gradients in evaluation only where the size
+    is another than that before. Checkpoints whose table has another size are loaded after the same.
 
     Args:
         num_heads: attention heads.
@@ -140,19 +147,23 @@ class PositionBias(nn.Module):
         nn.init.normal_(self.table)
 
     def forward(self, height: int, width: int) -> Tensor:
-        """The bias ``(num_heads, height * width, height * width / reduction ** 2)``, under autocast in its precision: cast here,
-        there is one of it in memory, and not one for each block."""
+        """The bias ``(num_heads, height * width, height * width / reduction ** 2)``, under autocast in its precision."""
         table, dtype = self.table, self.table.dtype
         kind = table.device.type
         if kind != 'meta' and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.resample(table, self.size, (height, width)).to(dtype)
+            return self.make(table, height, width, dtype)
         state = height, width, dtype, kind, table.dtype, table.data_ptr(), table._version  # all that changes the result
         if self.kept is None or self.kept[0] != state:
             self.kept = None  # before there is another, for at 800 x 1333 pixels those of all stages take 0.5 GB in float32
-            self.kept = state, self.resample(table.detach(), self.size, (height, width)).to(dtype)
+            self.kept = state, self.make(table.detach(), height, width, dtype)
         return self.kept[1]
+
+    def make(self, table: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+        """The bias for maps of a size, as attention takes it: one for all blocks."""
+        bias = self.resample(table, self.size, (height, width)).to(dtype)
+        return align_rows(bias) if bias.is_cuda and not torch.compiler.is_compiling() else bias
 
     def train(self, mode: bool = True) -> 'PositionBias':
         """As in torch; what was resampled is forgotten, for weights may be exchanged without a trace, as averaged ones are."""

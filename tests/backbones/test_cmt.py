@@ -12,7 +12,18 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmsimvit import CMT, CheckpointError
-from mmsimvit.backbones.cmt import FFN, Activated, Attention, Block, LocalConv, PositionBias, StemEmbed, resample_grids, run
+from mmsimvit.backbones.cmt import (
+    FFN,
+    Activated,
+    Attention,
+    Block,
+    LocalConv,
+    PositionBias,
+    StemEmbed,
+    align_rows,
+    resample_grids,
+    run,
+)
 from mmsimvit.cli.convert_checkpoint import convert
 from mmsimvit.weights import match
 from tests import golden
@@ -225,6 +236,27 @@ def test_what_is_kept_follows_the_table(change):
             bias.double()
             before = before.double() - 1
         torch.testing.assert_close(bias(4, 4), before + 1, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('keys', [25, 32])
+def test_rows_are_aligned_without_another_number(keys):
+    bias = torch.randn(2, 6, keys, requires_grad=True)
+    aligned = align_rows(bias)
+    assert torch.equal(aligned, bias) and aligned.stride() == (6 * 32, 32, 1)
+    assert torch.equal(torch.autograd.grad((aligned * 2).sum(), bias)[0], torch.full_like(bias, 2))
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_autocast_has_one_bias_for_all_blocks(training, monkeypatch):
+    """In its precision, and not a copy in each block."""
+    seen = []
+    forward = Attention.forward
+    monkeypatch.setattr(Attention, 'forward', lambda self, x, bias: seen.append(bias) or forward(self, x, bias))
+    model = CMT(SMALL, depths=(2, 2, 2, 2)).train(training)
+    with torch.autocast('cpu', torch.bfloat16), torch.set_grad_enabled(training):
+        model(torch.randn(2, 3, 96, 96))
+    assert len(seen) == 8 and all(bias.dtype == torch.bfloat16 for bias in seen)
+    assert all(a is b for a, b in zip(seen[::2], seen[1::2], strict=True))
 
 
 def test_gradients_reach_the_tables_from_images_of_other_sizes():
