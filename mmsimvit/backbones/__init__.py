@@ -9,6 +9,7 @@ from .gcvit import GCViT
 from .hatnet import HATNet
 from .lit import LIT
 from .mpvit import MPViT
+from .msgtransformer import MSGTransformer
 from .p2t import P2T
 from .plain import PlainBackbone
 from .pyramid import PyramidBackbone
@@ -18,4 +19,4 @@ from .shunted import Shunted
 from .simvit import SimViT
 
 __all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
-           'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
+           'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']

@@ -13,7 +13,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
         query: ``(B, N, C)``; head ``h`` has the channels from ``h * C / num_heads`` on.
         key, value: ``(B, M, C)``.
         num_heads: how many heads share the channels.
-        bias: added to the logits, ``(num_heads, N, M)``.
+        bias: added to the logits, ``(num_heads, N, M)`` or ``(B, num_heads, N, M)``.
         dropout_p: dropout on the attention weights.
         scale: factor of the products of queries and keys; None for one over the root of a head's channels.
         mask: which keys take part where there is no bias, ``(B, 1, 1, M)``; all if None.
@@ -25,7 +25,8 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
     query, key, value = (x[:, None] if num_heads == 1 else x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
                          for x in (query, key, value))
     if bias is not None:
-        bias = bias[None].to(query.dtype)  # autocast leaves that of parameters as it is; three dimensions have no fast kernel
+        # Autocast leaves that of parameters as it is. Three dimensions have no fast kernel.
+        bias = (bias if bias.dim() == 4 else bias[None]).to(query.dtype)
         # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole. To
         # export, versions of torch take one bias for all images as a sign that there is never one image.
         if dropout_p == 0 and (is_exporting() or (bias.requires_grad and query.device.type == 'cpu'
