@@ -10,7 +10,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .. import layers
-from ..layers import FFN, ConvEmbed, RelativePositionBias, divide, fit_loaded, multi_head_attention
+from ..layers import FFN, ConvEmbed, RelativePositionBias, crop, divide, fit_loaded, multi_head_attention
 from ..weights import Published
 from .base import is_positive, is_sequence
 from .pyramid import PyramidBackbone
@@ -22,52 +22,101 @@ OUT_TYPES = ('featmap', 'messengers')
 class Windows(NamedTuple):
     """Windows of one size, whose tokens lie one window after the other."""
     count: int
-    length: int  # how many tokens a window has: its messenger, and its pixels row by row
+    length: int  # how many tokens a window has
     slots: Tensor | None  # which of a whole window's tokens these are; None for all
 
 
-class Layout(NamedTuple):
-    """The order in which the blocks of a stage have the tokens of one image."""
-    order: Tensor  # of each token its number in the list of all messengers, row by row, and then all pixels
-    inverse: Tensor  # of each token in that list its place in the order
-    windows: list[Windows]
-    mask: Tensor | None  # which tokens are keys, (windows, tokens of a window); None for all
-    exchange: Tensor | None  # of each group of channels of the messengers the one that takes its place; None for no exchange
-    messengers: Tensor  # their places in the order
+class Layout:
+    """The order in which the blocks of a stage have the tokens of an image: window by window from the top left, in each the
+    messenger and then the pixels, row by row.
 
-
-def arrange(height: int, width: int, size: int, shuffle_size: int, device: torch.device) -> Layout:
-    """Order the tokens of a map window by window, from the top left.
-
-    Windows at the bottom and right are cut off at the border, which is what padding gives that no token attends to.
+    Windows at the bottom and right are cut off at the border, which is what padding gives that no token attends to. They come
+    last, so that windows of one size are together.
 
     Args:
         height, width: of the map.
         size: height and width of a window.
         shuffle_size: how many windows exchange messengers, in height and in width.
-        device: of the indices.
+        device: of the map.
+
+    Attributes:
+        windows: what ``Windows`` there are.
+        mask: which tokens are keys, ``(windows, tokens of a window)``; None for all.
+        messengers: places of the messengers, row by row.
+        exchange: what ``exchange_messengers`` gives; None for no exchange.
     """
-    rows, columns = (height + size - 1) // size, (width + size - 1) // size
-    exchange = exchange_messengers(rows, columns, shuffle_size, device) if shuffle_size > 1 else None
-    if torch.compiler.is_compiling():
-        return arrange_padded(height, width, size, exchange, device)
-    messengers = torch.arange(rows * columns, device=device).view(rows, columns)
-    pixels = torch.arange(rows * columns, rows * columns + height * width, device=device).view(height, width)
-    whole = torch.arange(1, size * size + 1, device=device).view(size, size)
-    order, windows = [], []
-    for top, bottom in split_at(height, size):
-        for left, right in split_at(width, size):
-            shape = min(size, bottom - top), min(size, right - left)
-            inside = pixels[top:bottom, left:right].unflatten(0, (-1, shape[0])).unflatten(2, (-1, shape[1]))
-            inside = inside.transpose(1, 2).flatten(2).flatten(0, 1)
-            first = messengers[top // size:, left // size:][:(bottom - top) // shape[0], :(right - left) // shape[1]]
-            order.append(torch.cat([first.reshape(-1, 1), inside], 1).flatten())
-            slots = F.pad(whole[:shape[0], :shape[1]].flatten(), (1, 0)) if shape != (size, size) else None
-            windows.append(Windows(len(inside), 1 + inside.shape[1], slots))
-    tokens = torch.cat(order)
-    inverse = torch.empty_like(tokens)
-    inverse[tokens] = torch.arange(len(tokens), device=device)
-    return Layout(tokens, inverse, windows, None, exchange, inverse[:rows * columns])
+
+    mask: Tensor | None = None
+    exchange: Tensor | None = None
+
+    def __init__(self, height: int, width: int, size: int, shuffle_size: int, device: torch.device):
+        rows, columns = (height + size - 1) // size, (width + size - 1) // size
+        self.shape, self.messenger_shape = (height, width), (rows, columns)
+        messengers = torch.arange(rows * columns, device=device).view(rows, columns)
+        pixels = torch.arange(rows * columns, rows * columns + height * width, device=device).view(height, width)
+        whole = torch.arange(1, size * size + 1, device=device).view(size, size)
+        order, self.windows = [], []
+        for top, bottom in split_at(height, size):
+            for left, right in split_at(width, size):
+                shape = min(size, bottom - top), min(size, right - left)
+                inside = pixels[top:bottom, left:right].unflatten(0, (-1, shape[0])).unflatten(2, (-1, shape[1]))
+                inside = inside.transpose(1, 2).flatten(2).flatten(0, 1)
+                first = messengers[top // size:, left // size:][:(bottom - top) // shape[0], :(right - left) // shape[1]]
+                order.append(torch.cat([first.reshape(-1, 1), inside], 1).flatten())
+                slots = F.pad(whole[:shape[0], :shape[1]].flatten(), (1, 0)) if shape != (size, size) else None
+                self.windows.append(Windows(len(inside), 1 + inside.shape[1], slots))
+        self.order = torch.cat(order)
+        self.inverse = torch.empty_like(self.order)
+        self.inverse[self.order] = torch.arange(len(self.order), device=device)
+        self.messengers = self.inverse[:rows * columns]
+        if shuffle_size > 1:
+            self.exchange = exchange_messengers(rows * columns, rows, columns, shuffle_size, device)
+
+    def split(self, x: Tensor, messengers: Tensor) -> Tensor:
+        """``(B, H, W, C)`` of pixels and ``(B, H', W', C)`` of messengers -> tokens ``(B, N, C)``."""
+        return torch.cat([messengers.flatten(1, 2), x.flatten(1, 2)], 1).index_select(1, self.order)
+
+    def merge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, N, C)`` -> ``(B, H, W, C)`` of pixels and ``(B, H', W', C)`` of messengers."""
+        tokens, count = tokens.index_select(1, self.inverse), len(self.messengers)
+        return tokens[:, count:].unflatten(1, self.shape), tokens[:, :count].unflatten(1, self.messenger_shape)
+
+
+class PaddedLayout(Layout):
+    """Whole windows with a mask of their padding, for traces that must hold for any size.
+
+    A trace would distinguish whether there is one window or several, and one row or column of windows or several. So there is
+    one window more than needed, and messengers have one row and one column more, of zeros.
+    """
+
+    def __init__(self, height: int, width: int, size: int, shuffle_size: int, device: torch.device):
+        self.size, self.shape = size, (height, width)
+        self.rows, self.columns = (height + size - 1) // size, (width + size - 1) // size
+        self.count = self.rows * self.columns + 1
+        self.row, self.column = divide(torch.arange(self.count, device=device), self.columns)
+        row, column = divide(torch.arange(size * size, device=device), size)
+        row, column = self.row[:, None] * size + row, self.column[:, None] * size + column
+        self.mask = F.pad((row < height) & (column < width), (1, 0), value=True)
+        self.pixel_row, self.pixel_column = row.clamp(max=height - 1), column.clamp(max=width - 1)
+        self.windows = [Windows(self.count, 1 + size * size, None)]
+        self.messengers = torch.arange(self.count, device=device) * (1 + size * size)
+        if shuffle_size > 1:
+            self.exchange = exchange_messengers(self.count, self.rows, self.columns, shuffle_size, device)
+
+    def split(self, x: Tensor, messengers: Tensor) -> Tensor:
+        """As of any layout."""
+        pixels = x[:, self.pixel_row, self.pixel_column]
+        return torch.cat([messengers[:, self.row, self.column][:, :, None], pixels], 2).flatten(1, 2)
+
+    def merge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As of any layout."""
+        tokens = tokens.unflatten(1, (self.count, 1 + self.size * self.size))
+        (window_row, row), (window_column, column) = (
+            divide(torch.arange(length, device=tokens.device), self.size) for length in self.shape)
+        x = tokens[:, window_row[:, None] * self.columns + window_column, 1 + row[:, None] * self.size + column]
+        row, column = (torch.arange(length + 1, device=tokens.device)[:, None] for length in (self.rows, self.columns))
+        messengers = tokens[:, (row * self.columns + column[:, 0]).clamp(max=self.count - 1), 0]
+        return x, messengers * ((row < self.rows) & (column[:, 0] < self.columns))[..., None]
 
 
 def split_at(length: int, size: int) -> list[tuple[int, int]]:
@@ -76,34 +125,13 @@ def split_at(length: int, size: int) -> list[tuple[int, int]]:
     return [(first, last) for first, last in ((0, whole), (whole, length)) if first < last]
 
 
-def arrange_padded(height: int, width: int, size: int, exchange: Tensor | None, device: torch.device) -> Layout:
-    """What ``arrange`` gives where a trace must hold for any size: whole windows, in which a mask tells tokens from padding.
-
-    A trace would distinguish whether there is one window or several. So there is one more, of padding.
-    """
-    rows, columns = (height + size - 1) // size, (width + size - 1) // size
-    window = torch.arange(rows * columns + 1, device=device)
-    (window_row, window_column), (row, column) = divide(window, columns), divide(torch.arange(size * size, device=device), size)
-    row, column = window_row[:, None] * size + row, window_column[:, None] * size + column
-    mask = F.pad((row < height) & (column < width), (1, 0), value=True)
-    # The numbers in place of padding are those of any tokens that there are.
-    first, pixels = window.clamp(max=rows * columns - 1), rows * columns + row * width + column
-    order = torch.cat([first[:, None], torch.where(mask[:, 1:], pixels, 0)], 1)
-    messengers = window[:-1] * (1 + size * size)
-    (window_row, row), (window_column, column) = (divide(torch.arange(length, device=device), size)
-                                                  for length in (height, width))
-    pixels = (window_row[:, None] * columns + window_column) * (1 + size * size) + 1 + row[:, None] * size + column
-    return Layout(order, torch.cat([messengers, pixels.flatten()]), [Windows(rows * columns + 1, 1 + size * size, None)],
-                  mask, exchange, messengers)
-
-
-def exchange_messengers(rows: int, columns: int, size: int, device: torch.device) -> Tensor:
-    """Which group of channels each group of each messenger takes, numbered messenger by messenger.
+def exchange_messengers(count: int, rows: int, columns: int, size: int, device: torch.device) -> Tensor:
+    """Which group of channels each group of ``count`` messengers takes, numbered messenger by messenger.
 
     In a region of ``size x size`` windows, group ``b`` of messenger ``a`` and group ``a`` of messenger ``b`` change places,
     where both are there; in regions that the map's border cuts off, the others stay.
     """
-    window, group = divide(torch.arange(rows * columns * size * size, device=device), size * size)
+    window, group = divide(torch.arange(count * size * size, device=device), size * size)
     (top, row), (left, column) = (divide(index, size) for index in divide(window, columns))
     other_row, other_column = divide(group, size)
     other_row, other_column = top * size + other_row, left * size + other_column
@@ -161,10 +189,10 @@ class WindowAttention(nn.Module):
                 bias = bias.index_select(1, windows.slots).index_select(2, windows.slots)
             if layout.mask is not None:
                 mask = torch.zeros_like(layout.mask, dtype=bias.dtype).masked_fill(~layout.mask, float('-inf'))
-                bias = bias + mask.expand(len(x), -1, -1).flatten(0, 1)[:, None, None]
+                bias = bias + mask.expand(x.shape[0], -1, -1).flatten(0, 1)[:, None, None]
             part = part.unflatten(1, (windows.count, windows.length)).flatten(0, 1)
             out = multi_head_attention(*part.chunk(3, -1), self.num_heads, bias)
-            outs.append(out.unflatten(0, (len(x), windows.count)).flatten(1, 2))
+            outs.append(out.unflatten(0, (x.shape[0], windows.count)).flatten(1, 2))
         return self.proj(outs[0] if len(outs) == 1 else torch.cat(outs, 1))
 
 
@@ -211,10 +239,11 @@ class Stem(ConvEmbed):
         """``(B, C_in, H, W)`` -> ``(B, H', W', C)``, H' = ceil(H / 4), and messengers ``(B, H'', W'', C)``, H'' =
         ceil(H' / window_size)."""
         x = super().forward(F.pad(x, (0, 2, 0, 2)))
-        row, column = (torch.arange((length + self.window_size - 1) // self.window_size, device=x.device) % self.shuffle_size
-                       for length in x.shape[1:3])
+        more = int(torch.compiler.is_compiling())  # row and column, see PaddedLayout
+        row, column = (torch.arange((length + self.window_size - 1) // self.window_size + more, device=x.device)
+                       % self.shuffle_size for length in x.shape[1:3])
         messengers = self.messengers[0, row[:, None] * self.shuffle_size + column, 0]
-        return x, messengers.to(x.dtype).expand(len(x), -1, -1, -1)
+        return x, messengers.to(x.dtype).expand(x.shape[0], -1, -1, -1)
 
 
 class Transition(ConvEmbed):
@@ -225,12 +254,13 @@ class Transition(ConvEmbed):
 
     def forward(self, x: Tensor, messengers: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """``(B, C_in, H, W)`` and ``(B, C_in, H', W')`` -> ``(B, ceil(H / 2), ceil(W / 2), C)`` and the same of H', W'."""
+        if torch.compiler.is_compiling():  # for one more row and column, see PaddedLayout
+            return super().forward(x), super().forward(F.pad(messengers, (0, 1, 0, 1)))
         return self.embed(x), self.embed(messengers)
 
     def embed(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
-        if not torch.compiler.is_compiling() and 1 in x.shape[2:]:
-            # Of one column, CPUs leave parts of the kernels' gradient unset in bfloat16 (torch 2.11).
+        if 1 in x.shape[2:]:  # of one column, CPUs leave parts of the kernels' gradient unset in bfloat16 (torch 2.11)
             x = F.pad(x, (0, int(x.shape[3] == 1), 0, int(x.shape[2] == 1)))
         return super().forward(x)
 
@@ -253,16 +283,12 @@ class Stage(layers.Stage):
         """``(B, C_in, H, W)``, and but in the first stage messengers ``(B, C_in, H', W')`` -> both of this stage, channels
         last in memory."""
         x, messengers = self.patch_embed(*maps)
-        shape, messenger_shape = x.shape[1:3], messengers.shape[1:3]
-        layout = arrange(*shape, self.window_size, self.shuffle_size, x.device)
-        # Indexing takes an index of more than one dimension, whose dimensions a trace is to know; flat, it is slower.
-        x = torch.cat([messengers.flatten(1, 2), x.flatten(1, 2)], 1)
-        x = x.index_select(1, layout.order) if layout.order.dim() == 1 else x[:, layout.order].flatten(1, 2)
+        kind = PaddedLayout if torch.compiler.is_compiling() else Layout
+        layout = kind(*x.shape[1:3], self.window_size, self.shuffle_size, x.device)
+        x = layout.split(x, messengers)
         for block in self.blocks:
             x = self.run_block(block, x, layout)
-        x = x.index_select(1, layout.inverse)
-        number = layout.messengers.shape[0]
-        messengers, x = x[:, :number].unflatten(1, messenger_shape), x[:, number:].unflatten(1, shape)
+        x, messengers = layout.merge(x)
         return x.permute(0, 3, 1, 2), messengers.permute(0, 3, 1, 2)
 
     def fit_state_dict(self, state_dict: dict, prefix: str) -> None:
@@ -371,5 +397,8 @@ class MSGTransformer(PyramidBackbone):
         for index, stage in enumerate(self.stages):
             maps = stage(*maps)
             if index in self.out_indices:
-                outs.append(self.get_map(index, maps[OUT_TYPES.index(self.out_type)]).contiguous())
+                x = maps[OUT_TYPES.index(self.out_type)]
+                if torch.compiler.is_compiling() and self.out_type == 'messengers':
+                    x = crop(x, x.shape[2] - 1, x.shape[3] - 1)
+                outs.append(self.get_map(index, x).contiguous())
         return tuple(outs)
