@@ -1,0 +1,7 @@
+_base_ = './upernet_msgtransformer_t_ade20k.py'
+pretrained = 'checkpoints/msgtransformer_small.pth'
+
+model = dict(
+    backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=pretrained)),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))
