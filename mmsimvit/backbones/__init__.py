@@ -13,10 +13,11 @@ from .msgtransformer import MSGTransformer
 from .p2t import P2T
 from .plain import PlainBackbone
 from .pyramid import PyramidBackbone
+from .regionvit import RegionViT
 from .resformer import ResFormer
 from .scalablevit import ScalableViT
 from .shunted import Shunted
 from .simvit import SimViT
 
 __all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
-           'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
+           'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
