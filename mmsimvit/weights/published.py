@@ -102,4 +102,5 @@ def find_arch(system: str, state_dict: Mapping[str, Tensor]) -> tuple[str, Match
     backbone = find_systems()[system]
     with torch.device('meta'):
         matches = {arch: match(backbone(arch), state_dict) for arch in backbone.arch_zoo}
-    return min(matches.items(), key=lambda item: len(item[1].missing) + len(item[1].reshaped) + len(item[1].unused))
+    return min(matches.items(), key=lambda item: (len(item[1].missing) + len(item[1].reshaped) + len(item[1].unused),
+                                                  len(item[1].resampled)))
