@@ -409,8 +409,10 @@ class RegionViT(PyramidBackbone):
     published = Published(
         url='https://github.com/IBM/RegionViT',
         licence='Apache-2.0',
-        released=('tiny', 'small', 'medium', 'base', 'small_w14', 'base_w14', 'small_w14_peg', 'base_w14_peg'),
+        # Of medium the published link leads to the weights of small. Those with w14 are detectors'.
+        released=('tiny', 'small', 'base', 'small_w14', 'base_w14', 'small_w14_peg', 'base_w14_peg'),
         rename=(
+            (r'^bottom_up\.model\.', ''),  # of detectors
             (r'^patch_embed\.proj\.0\.', 'stages.0.patch_embed.local.conv1.'),
             (r'^patch_embed\.proj\.1\.', 'stages.0.patch_embed.local.norm1.'),
             (r'^patch_embed\.proj\.3\.', 'stages.0.patch_embed.local.conv2.'),
