@@ -1,0 +1,2 @@
+_base_ = './regionvit_small_imagenet.py'
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=1024))

@@ -1,0 +1,2 @@
+_base_ = './regionvit_small_imagenet.py'
+model = dict(backbone=dict(arch='medium'))

@@ -1,0 +1,3 @@
+_base_ = './retinanet_regionvit_small_coco_3x.py'
+# From the weights of small, whose kernels of regional tokens and position biases are resized.
+model = dict(backbone=dict(arch='small_w14'))
