@@ -71,8 +71,8 @@ class RegionalEmbed(nn.Conv2d):
         size, shape = self.kernel_size[0], x.shape[2:]
         if not torch.compiler.is_compiling():
             if any(length % size for length in shape):
-                (top, bottom), (left, right) = (divide_padding(size - length % size) for length in shape)
-                x = F.pad(x, (left, right, top, bottom))
+                rows, columns = (size - length % size for length in shape)
+                x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
             return super().forward(x).permute(0, 2, 3, 1)
         # A trace would ask whether there is padding, and how much of it. So it picks the pixels of each token.
         off = [(length % size + size - 1) // size for length in shape]  # 0 for a multiple, or 1
@@ -95,11 +95,6 @@ class RegionalEmbed(nn.Conv2d):
             state_dict[f'{prefix}weight'] = F.interpolate(kernels, size=self.kernel_size, mode='bicubic', align_corners=False)
 
 
-def divide_padding(padding: int) -> tuple[int, int]:
-    """So many zeros before and after: the smaller half before."""
-    return padding // 2, padding - padding // 2
-
-
 class Stem(nn.Module):
     """The first local tokens, one for 4 x 4 pixels, and the first regional ones, one for each window of local ones."""
 
@@ -114,6 +109,7 @@ class Stem(nn.Module):
         regions, (height, width) = self.regional(x), x.shape[2:]
         if height < 2 or width < 2:  # of which one convolution of 8 x 8 pixels makes no token; three see zeros here anyway
             x = F.pad(x, (0, max(2 - width, 0), 0, max(2 - height, 0)))
+        x = x.contiguous(memory_format=torch.channels_last)  # so that norms find channels innermost
         return self.local(x).permute(0, 2, 3, 1), regions
 
 
@@ -223,7 +219,7 @@ class Layout:
         return torch.cat([regions.flatten(1, 2), x.flatten(1, 2), zero], 1).index_select(1, self.sources)
 
     def merge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``split`` gives -> what it takes."""
+        """``(B, tokens, C)`` -> what ``split`` takes, ``(B, h, w, C)`` and ``(B, H', W', C)``."""
         number = self.grid[0] * self.grid[1]
         regional = torch.arange(number, device=tokens.device)
         local = torch.arange(self.shape[0] * self.shape[1], device=tokens.device) + number
@@ -362,8 +358,9 @@ class RegionViT(PyramidBackbone):
     """RegionViT: coarse regional tokens attend to each other, and the local tokens of each window to themselves and to the
     regional token of their window.
 
-    The outputs are the published detection code's on images of any size: the maps of the local tokens. Those of ``medium`` and
-    ``base`` and their other forms have ``(H + 2) // 4`` rows in stage 1, all others half of those before, rounded up.
+    The outputs are the published detection code's on images of any size: the maps of the local tokens, without the regional
+    ones. With ``stem_convs=1``, as in ``medium``, ``base`` and its other forms, the first map has ``(H + 2) // 4`` rows, and
+    each other one half of the rows before, rounded up. Columns follow the same rule.
 
     Args:
         arch: ``tiny``, ``small``, ``medium`` or ``base``; ``small_w14`` or ``base_w14`` (S+ and B+ in the publication);
