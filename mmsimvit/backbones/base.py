@@ -284,7 +284,7 @@ class Backbone(BaseModule):
             return advice
         if variant not in self.published.released:
             return (f'no weights of {variant or "this arch"} were published ({self.published.url} has '
-                    f'{", ".join(self.published.released)}); {advice}')
+                    f'{", ".join(self.published.released) or "none"}); {advice}')
         return f'published weights: {self.published.url}, which are loaded as they are; {advice}'
 
     def init_random_weights(self) -> None:

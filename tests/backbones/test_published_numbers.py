@@ -54,5 +54,7 @@ def test_finds_the_variant(system, arch):
     with torch.device('meta'):
         published = {name: torch.empty(shape) for name, shape in GOLDEN[system]['variants'][arch]['state'].items()}
     found, fit = find_arch(system, convert_state_dict(system, published))
-    assert found == arch
+    # Variants that differ in windows alone have the same parameters, and the first of them is found.
+    assert found == next(name for name, known in GOLDEN[system]['variants'].items()
+                         if known['state'] == GOLDEN[system]['variants'][arch]['state'])
     assert fit.complete and not fit.added
