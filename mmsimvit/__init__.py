@@ -44,6 +44,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
         ScalableViT,
         Shunted,
         SimViT,
+        UViT,
     )
     from .checkpoints import CheckpointError, convert_state_dict
     from .config_files import ConfigError, copy_config, find_config
@@ -56,4 +57,4 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
 __version__ = '0.1.0'
 __all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'HATNet',
            'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted',
-           'SimViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']
+           'SimViT', 'UViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']

@@ -18,6 +18,8 @@ from .resformer import ResFormer
 from .scalablevit import ScalableViT
 from .shunted import Shunted
 from .simvit import SimViT
+from .uvit import UViT
 
 __all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
-           'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT']
+           'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT',
+           'UViT']

@@ -10,20 +10,22 @@ from ..ops.ffn import suits_chunks
 
 
 class FFN(nn.Module):
-    """Feed-forward network of each pixel: two linear layers with GELU (its exact form) between them.
+    """Feed-forward network of each pixel: two linear layers with GELU between them.
 
     Args:
         dims, hidden_dims: channels of input and output, and between the layers.
+        approximate: of GELU, as in torch: ``none`` for its exact form, or ``tanh``.
     """
 
-    def __init__(self, dims: int, hidden_dims: int):
+    def __init__(self, dims: int, hidden_dims: int, approximate: str = 'none'):
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(dims, hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class ConvFFN(nn.Module):

@@ -273,11 +273,12 @@ def test_layer_depths(name):
 
 
 @all_backbones
-def test_no_weight_decay_names_norms_and_position_biases(build):
+def test_no_weight_decay_names_norms_and_positions(build):
     model = build()
     norms = {f'{name}.{p}' for name, module in model.named_modules()
              if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.BatchNorm2d)) for p in ('weight', 'bias')}
-    assert model.no_weight_decay() == norms | {name for name, _ in model.named_parameters() if 'position_bias' in name}
+    assert model.no_weight_decay() == norms | {name for name, _ in model.named_parameters()
+                                               if 'position_bias' in name or name == 'pos_embed.table'}
 
 
 @all_backbones
