@@ -2,7 +2,8 @@
 
 Importing this package changes elsewhere:
 
-- mmengine's root registries get its backbones, data set, hooks, and what it has of optimizer wrappers and FSDP strategies;
+- mmengine's root registries get its backbones, its neck, data set and hooks, and what it has of optimizer wrappers and FSDP
+  strategies;
 - ``torch.ops`` gets the operators ``mmsimvit::...``;
 - ``torch.load(weights_only=True)`` accepts what mmengine's training checkpoints hold beside tensors, and the fork of mmengine
   reads checkpoints so, and not without any check (``engine.allow_training_checkpoints``);
@@ -50,6 +51,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     from .config_files import ConfigError, copy_config, find_config
     from .datasets import DataError, generate_shapes
     from .engine import allow_training_checkpoints
+    from .necks import SimpleFeaturePyramid
 
     allow_training_checkpoints()
     mmcv_ops.install()
