@@ -22,8 +22,8 @@ ARCHS = {name: kind.arch_zoo for name, kind in MODELS.module_dict.items()
          if isinstance(kind, type) and issubclass(kind, Backbone) and kind.arch_zoo}
 LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
-    'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's2.loss_cls', 's2.loss_bbox', 's2.loss_mask'},
-    'SparseRCNN': {'s5.loss_cls', 's5.loss_bbox', 's5.loss_iou'},
+    'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's{last}.loss_cls', 's{last}.loss_bbox', 's{last}.loss_mask'},
+    'SparseRCNN': {'s{last}.loss_cls', 's{last}.loss_bbox', 's{last}.loss_iou'},
     'RetinaNet': {'loss_cls', 'loss_bbox'},
     'ATSS': {'loss_cls', 'loss_bbox', 'loss_centerness'},
     'GFL': {'loss_cls', 'loss_bbox', 'loss_dfl'},
@@ -112,10 +112,14 @@ def shrink_model(model):
             model.backbone.depths = tuple(min(depth, 2) for depth in arch['depths'])
         elif arch.get('out_indices', -1) == -1:  # of a plain one; other maps are named by their blocks
             model.backbone.depth = min(arch['depth'], 2)
+            if 'windows' in arch:
+                model.backbone.windows = tuple(arch['windows'])[-2:]
     if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('size'):
         model.data_preprocessor.size = (64, 64)
+    if model.data_preprocessor.get('pad_size_divisor', 1) > 64:
+        model.data_preprocessor.pad_size_divisor = 64
     for head in heads(model):
         head.num_classes = min(head.num_classes, len(CLASSES))
     for head in (model.get('decode_head'), model.get('auxiliary_head')):
@@ -166,7 +170,8 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     runner, watch = build_runner(cfg), Watch()
     runner.register_hook(watch)
     runner.train()
-    assert LOSSES[cfg.model.type] <= set(watch.losses)
+    last = cfg.model.get('roi_head', {}).get('num_stages', 1) - 1
+    assert {loss.format(last=last) for loss in LOSSES[cfg.model.type]} <= set(watch.losses)
     assert all(map(math.isfinite, watch.losses.values())) and watch.losses['loss'] > 0
     trained = set()
     if cfg.model.backbone.type in ARCHS:  # ResNet begins with branches that are zero

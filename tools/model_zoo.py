@@ -44,7 +44,7 @@ necks and heads. Parameters are those of the backbone for dense prediction. GMAC
 The second table has the configs. Parameters and GMACs are those of the whole model.
 
 - GMACs (papers call them FLOPs) are counted for one image by `tools/get_flops.py`: 800 x 1280 pixels for detectors, 512 x 512
-  for segmentors, 224 x 224 for classifiers or what their names say. Configs with generated images are counted at the size of
+  for segmentors, 224 x 224 for classifiers, or what their names say. Configs with generated images are counted at the size of
   these.
 - "published" results are those of the papers' authors, with their code. Top-1 accuracy is that of ImageNet-1k.
 - "reproduced here" results come from trainings with this project: **{reproduced}**.
@@ -93,8 +93,12 @@ def image_shape(cfg: Config) -> tuple[int, int]:
     if dataset.type == 'Shapes':
         size = dataset.get('image_size', inspect.signature(generate_shapes).parameters['image_size'].default)
         return (size // 2, ) * 2 if cfg.default_scope == 'mmpretrain' else (size, ) * 2
-    crops = [step.crop_size for step in dataset.get('pipeline', []) if step.type == 'CenterCrop']
-    return (crops[0], ) * 2 if crops else SHAPES[cfg.default_scope]
+    for step in dataset.get('pipeline', []):
+        if step.type == 'CenterCrop':
+            return (step.crop_size, ) * 2
+        if step.type == 'Resize' and len(set(step.scale)) == 1:  # into a square
+            return tuple(step.scale)
+    return SHAPES[cfg.default_scope]
 
 
 def metafiles() -> list[Path]:
@@ -196,7 +200,8 @@ def find_best(collection: dict[str, Any], index: dict[str, list[dict]]) -> str:
         if found:
             score, config = max(found, key=lambda pair: pair[0])
             model = backbone(load_config(ROOT / config)).removesuffix(' (changed)')
-            return f'{short} {score} ({model}), {name_source(collection)}'
+            source = name_source(collection) if collection['Results Source'] else 'the paper'
+            return f'{short} {score} ({model}), {source}'
     return ''
 
 
@@ -224,11 +229,12 @@ def render_page(counts: dict[str, Any], index: dict[str, list[dict]]) -> str:
     lines = [HEAD.format(reproduced=f'there are {number}' if number else 'there is none yet')]
     for collection in index['Collections']:
         name, paper, published = collection['Name'], collection['Paper'], MODELS.get(collection['Name']).published
-        files = ' and '.join(f'`{file}`' for file in collection['Results Source'])
+        source = ' and '.join(f'`{file}`' for file in collection['Results Source'])
+        origin = 'from its ' + source if source else "the paper's"
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]
         lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]})', '',
-                  f'- Published code and weights: {name_source(collection)}. The published results are from its {files}.',
-                  f'- Variants with published weights: {", ".join(published.released) if published else "none"}.',
+                  f'- Published code and weights: {name_source(collection)}. The published results are {origin}.',
+                  f'- Variants with published weights: {", ".join(published.released if published else ()) or "none"}.',
                   f'- Licence of the published code and weights: {collection["License"]}.',
                   *(f'- {note}' for note in collection.get('Notes', [])), '',
                   *list_variants(collection, rows, counts, entries), '', *list_configs(rows, counts, entries), '']

@@ -4,11 +4,14 @@ from itertools import groupby
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit import CheckpointError, UViT
 from mmsimvit.analysis.flops import count_complexity
 from mmsimvit.backbones.uvit import cut, join, resize
 from mmsimvit.layers import attention, multi_head_attention
+from tests.conftest import ROOT
 
 SMALL = dict(embed_dims=18, depth=3, num_heads=3, mlp_ratio=2, patch_size=8, grid=(5, 7), windows=(4, 2, 1))
 
@@ -182,6 +185,19 @@ def test_blocks_of_the_models_for_pascal_voc(dims, millions):
         model = UViT('t', embed_dims=dims, num_heads=2, depth=32, windows=(2, ) * 28 + (1, ) * 4, grid=(64, 64))
     assert count(model.blocks) == 32 * (12 * dims**2 + 13 * dims)
     assert count(model.blocks) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(('arch', 'millions'), [('t', 51.0), ('s', 59.2), ('b', 74.4)])
+def test_parameters_of_the_published_detector(arch, millions):
+    """But for the second mask head, which MMDetection's cascade has; those of the detector are 37.4 M."""
+    cfg = Config.fromfile(ROOT / f'configs/uvit/cascadercnn_uvit_{arch}_coco_896.py').model
+    cfg.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+        model = MODELS.build(cfg)
+    total = count(model) - count(model.roi_head.mask_head[1])
+    assert total / 1e6 == pytest.approx(millions, abs=0.12)
+    dims = model.backbone.arch['embed_dims']
+    assert (total - count(model.backbone) - 256 * dims) / 1e6 == pytest.approx(37.4, abs=0.05)
 
 
 WINDOWS_OF_B = {

@@ -1,0 +1,5 @@
+_base_ = './cascadercnn_uvit_t_coco_896.py'
+pretrained = 'checkpoints/uvit_b_imagenet.pth'
+
+model = dict(
+    backbone=dict(arch='b', drop_path_rate=0.2, init_cfg=dict(checkpoint=pretrained)), neck=dict(in_channels=[384]))
