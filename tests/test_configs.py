@@ -112,8 +112,9 @@ def shrink_model(model):
             model.backbone.depths = tuple(min(depth, 2) for depth in arch['depths'])
         elif arch.get('out_indices', -1) == -1:  # of a plain one; other maps are named by their blocks
             model.backbone.depth = min(arch['depth'], 2)
-            if 'windows' in arch:
-                model.backbone.windows = tuple(arch['windows'])[-2:]
+            for key in ('windows', 'window_sizes'):  # one for each block
+                if arch.get(key):
+                    model.backbone[key] = tuple(arch[key])[-2:]
     if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('size'):

@@ -50,7 +50,7 @@ class PlainBackbone(Backbone):
                  drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None, out_type: str = 'featmap',
                  **arch_overrides: Any):
         super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
-        known = OUT_TYPES if self.has_cls_token else OUT_TYPES[:1]
+        known = OUT_TYPES if self.holds_cls_token() else OUT_TYPES[:1]
         if out_type not in known:
             raise ValueError(f'out_type of {type(self).__name__} must be {" or ".join(known)}, got {out_type!r}')
         dims, heads = self.arch['embed_dims'], self.arch['num_heads']
@@ -64,13 +64,17 @@ class PlainBackbone(Backbone):
 
     def layer_order(self) -> list[Layer]:
         """The stem; each block, and the norm of its map."""
-        order = [Layer(('cls_token', ) * self.has_cls_token + ('patch_embed', 'pos_embed'), 0)]
+        order = [Layer(('cls_token', ) * self.holds_cls_token() + ('patch_embed', 'pos_embed'), 0)]
         for index in range(self.arch['depth']):
             order.append(Layer(f'blocks.{index}', index + 1, is_block=True))
             if self.norm_layer(index):
                 is_added = self.adds_norms and index < self.arch['depth'] - 1
                 order.append(Layer(f'norms.{index}', index + 1, is_added=is_added))
         return order
+
+    def holds_cls_token(self) -> bool:
+        """Whether there is a class token, by ``self.arch`` alone; here ``has_cls_token`` of the class."""
+        return self.has_cls_token
 
     def build_patch_embed(self) -> nn.Module:
         """Make what takes ``(B, in_channels, H, W)`` to ``(B, H', W', C)``."""
@@ -93,7 +97,7 @@ class PlainBackbone(Backbone):
         dims = self.arch['embed_dims']
         # Over all blocks, built or not, so that a backbone cut short is the beginning of the whole one.
         rates = np.linspace(0, self.drop_path_rate, self.arch['depth']).tolist()
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dims)) if self.has_cls_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dims)) if self.holds_cls_token() else None
         self.patch_embed = self.build_patch_embed()
         self.pos_embed = self.build_pos_embed()
         self.blocks = nn.ModuleList(self.build_block(index, rates[index]) for index in range(self.out_indices[-1] + 1))

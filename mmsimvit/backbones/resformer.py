@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import FFN, Block, PatchEmbed, multi_head_attention
+from ..layers import FFN, Block, PatchEmbed, merge_windows, multi_head_attention, split_into_windows
 from ..weights import Published
+from .base import is_positive, is_sequence
 from .plain import PlainBackbone
 
 EPS = 1e-6  # of all layer norms, and of the lengths that positions are divided by
@@ -72,21 +73,38 @@ class LocalPosition(nn.Conv2d):
 
 
 class Attention(nn.Module):
-    """Full self-attention of the class token and the map's pixels, with the local positions of the pixels' values added."""
+    """Full self-attention of the map's pixels and of the class token, if there is one, with the local positions of the pixels'
+    values added."""
 
-    def __init__(self, dims: int, num_heads: int):
+    def __init__(self, dims: int, num_heads: int, has_cls_token: bool = True):
         super().__init__()
         self.num_heads = num_heads
+        self.skipped = int(has_cls_token)
         self.qkv = nn.Linear(dims, 3 * dims)
         self.local = LocalPosition(dims // num_heads)
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """``(B, 1 + height * width, C)``, the class token first -> the same."""
+        """``(B, 1 + height * width, C)``, the class token first, or without it ``(B, height * width, C)`` -> the same."""
         query, key, value = self.qkv(x).chunk(3, -1)
-        local = self.local(value[:, 1:].unflatten(1, (height, width))).flatten(1, 2)
+        local = self.local(value[:, self.skipped:].unflatten(1, (height, width))).flatten(1, 2)
         x = multi_head_attention(query, key, value, self.num_heads)
-        return self.proj(x + F.pad(local, (0, 0, 1, 0)))  # the class token has no place
+        return self.proj(x + F.pad(local, (0, 0, self.skipped, 0)))  # the class token has no place
+
+
+class WindowAttention(Attention):
+    """The same inside of square windows, as ViTDet has them (2203.16527): the input is padded with zeros at the bottom and
+    right to whole windows, which is not masked, and there is no class token. Local positions do not see beyond a window."""
+
+    def __init__(self, dims: int, num_heads: int, window_size: int):
+        super().__init__(dims, num_heads, has_cls_token=False)
+        self.window_size = window_size, window_size
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """``(B, height * width, C)`` -> the same."""
+        windows = split_into_windows(x.unflatten(1, (height, width)), self.window_size)
+        windows = super().forward(windows, *self.window_size)
+        return merge_windows(windows, self.window_size, x.shape[0], height, width).flatten(1, 2)
 
 
 @MODELS.register_module()
@@ -100,7 +118,9 @@ class ResFormer(PlainBackbone):
     MMPreTrain and MMSegmentation.
 
     Args:
-        arch: ``tiny``, ``small`` or ``base``, or a dict of ``embed_dims``, ``depth``, ``num_heads`` and ``mlp_ratio``.
+        arch: ``tiny``, ``small`` or ``base``, or a dict of ``embed_dims``, ``depth``, ``num_heads``, ``mlp_ratio`` and
+            ``window_sizes``: None, as published, or in patches one for each block, None for the whole map. With windows there
+            is no class token, which detectors do without, as ViTDet does.
         in_channels: channels of the input image.
         out_indices: blocks, counted from 0; -1 for the last alone.
         drop_path_rate: drop path rate of the last block, as published 0.1, for ``base`` 0.2. The rate grows linearly from 0 at
@@ -116,10 +136,14 @@ class ResFormer(PlainBackbone):
 
     has_cls_token = True
     arch_zoo = {
-        'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4),
-        'small': dict(embed_dims=384, depth=12, num_heads=6, mlp_ratio=4),
-        'base': dict(embed_dims=768, depth=12, num_heads=12, mlp_ratio=4),
+        'tiny': dict(embed_dims=192, depth=12, num_heads=3, mlp_ratio=4, window_sizes=None),
+        'small': dict(embed_dims=384, depth=12, num_heads=6, mlp_ratio=4, window_sizes=None),
+        'base': dict(embed_dims=768, depth=12, num_heads=12, mlp_ratio=4, window_sizes=None),
     }
+    arch_rules = {'window_sizes': (
+        'None, or a list with a positive whole number or None for each block',
+        lambda value: value is None or (
+            is_sequence(value) and all(size is None or is_positive(size) for size in value)))}
     published = Published(
         url='https://github.com/ruitian12/resformer',
         licence='MIT',
@@ -149,7 +173,15 @@ class ResFormer(PlainBackbone):
         if self.arch['embed_dims'] % 2:
             raise ValueError('embed_dims must be even, one half for the waves of rows and one for those of columns, '
                              f'got {self.arch["embed_dims"]}')
+        window_sizes = self.arch['window_sizes']
+        if window_sizes is not None and len(window_sizes) != self.arch['depth']:
+            raise ValueError(f'window_sizes must be one for each of the {self.arch["depth"]} blocks (depth), '
+                             f'got {len(window_sizes)}: {window_sizes}')
         self.build_blocks()
+
+    def holds_cls_token(self) -> bool:
+        """Unless there are windows."""
+        return self.arch['window_sizes'] is None
 
     def build_patch_embed(self) -> PatchEmbed:
         """Patches of 16 x 16 pixels, without a norm."""
@@ -160,9 +192,12 @@ class ResFormer(PlainBackbone):
         return GlobalPosition(self.arch['embed_dims'])
 
     def build_block(self, index: int, drop_path_rate: float) -> Block:
-        """Full attention and FFN."""
+        """Attention, full or in windows, and FFN."""
         dims, num_heads, mlp_ratio = (self.arch[key] for key in ('embed_dims', 'num_heads', 'mlp_ratio'))
-        return Block(Attention(dims, num_heads), FFN(dims, dims * mlp_ratio), dims, drop_path_rate, EPS)
+        window_size = self.arch['window_sizes'] and self.arch['window_sizes'][index]
+        attn = (WindowAttention(dims, num_heads, window_size) if window_size
+                else Attention(dims, num_heads, self.holds_cls_token()))
+        return Block(attn, FFN(dims, dims * mlp_ratio), dims, drop_path_rate, EPS)
 
     def norm_layer(self, index: int) -> partial | None:
         """A layer norm of the last block's map."""

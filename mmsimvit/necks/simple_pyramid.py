@@ -8,15 +8,21 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-EPS = 1e-6
 STRIDES = (4, 8, 16, 32)  # of the maps that are made of the backbone's; those that follow are taken from the last
 
 
+@MODELS.register_module()
 class ChannelNorm(nn.LayerNorm):
-    """A layer norm of each pixel's channels in ``(B, C, H, W)``."""
+    """A layer norm of each pixel's channels in ``(B, C, H, W)``; also for heads, with ``norm_cfg=dict(type='ChannelNorm',
+    eps=1e-6)``, as ViTDet has it.
 
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=EPS)
+    Args:
+        channels: C.
+        eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__(channels, eps=eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
@@ -46,16 +52,17 @@ def every_second(x: Tensor) -> dict[int, Tensor]:
 class SimpleFeaturePyramid(BaseModule):
     """Maps of several strides from the one map of a plain backbone, for detectors and segmentors.
 
-    A map of half the stride is a transposed 2 x 2 convolution with stride 2 and half the channels; where one follows another,
-    a layer norm and GELU are between them. A map of twice the stride is a 2 x 2 max pooling, which rounds up, so that maps of
-    any size will do. Each of the four maps, of the strides 4, 8, 16 and 32, then has a 1 x 1 and a 3 x 3 convolution without
-    bias, each with a layer norm. Further maps are every second pixel of the one before.
+    A map of half the stride is a transposed 2 x 2 convolution with stride 2, which halves the channels too; where one follows
+    another, a layer norm and GELU are between them. A map of twice the stride is a 2 x 2 max pooling, which rounds up, so that
+    maps of any size will do. Each of the four maps, of the strides 4, 8, 16 and 32, then has a 1 x 1 and a 3 x 3 convolution
+    without bias, each with a layer norm. Further maps are every second pixel of the one before.
 
     Args:
         in_channels: channels of the backbone's map, alone or in a list.
         stride: of the backbone's map: 4, 8, 16 or 32.
         out_channels: channels of all maps.
         num_outs: how many maps, of strides from 4 on, each twice the one before; at least 4.
+        halves_channels: whether transposed convolutions halve the channels, as ViTDet's code does, or keep them.
         init_cfg: as in mmengine; None for Xavier uniform convolutions, as in MMDetection's ``FPN``, for the paper is silent.
 
     Raises:
@@ -63,7 +70,7 @@ class SimpleFeaturePyramid(BaseModule):
     """
 
     def __init__(self, in_channels: int | Sequence[int], stride: int = 16, out_channels: int = 256, num_outs: int = 5,
-                 init_cfg: dict | list[dict] | None = None):
+                 halves_channels: bool = True, init_cfg: dict | list[dict] | None = None):
         super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
         channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
         if len(channels) != 1:
@@ -76,7 +83,7 @@ class SimpleFeaturePyramid(BaseModule):
         self.num_outs = num_outs
         self.levels = nn.ModuleList()
         for index in range(len(STRIDES)):
-            resample, width = _make_resample(channels[0], STRIDES.index(stride) - index)
+            resample, width = _make_resample(channels[0], STRIDES.index(stride) - index, halves_channels)
             self.levels.append(nn.Sequential(
                 *resample,
                 nn.Conv2d(width, out_channels, 1, bias=False), ChannelNorm(out_channels),
@@ -97,7 +104,7 @@ class SimpleFeaturePyramid(BaseModule):
         return tuple(outs)
 
 
-def _make_resample(channels: int, doublings: int) -> tuple[list[nn.Module], int]:
+def _make_resample(channels: int, doublings: int, halves_channels: bool) -> tuple[list[nn.Module], int]:
     """What doubles a map's height and width so many times, or halves them where that is negative; and its channels then."""
     if doublings <= 0:
         return [Halve() for _ in range(-doublings)], channels
@@ -105,6 +112,7 @@ def _make_resample(channels: int, doublings: int) -> tuple[list[nn.Module], int]
     for index in range(doublings):
         if index:
             layers += [ChannelNorm(channels), nn.GELU()]
-        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
-        channels //= 2
+        width = channels // 2 if halves_channels else channels
+        layers.append(nn.ConvTranspose2d(channels, width, 2, 2))
+        channels = width
     return layers, channels

@@ -9,12 +9,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit import CheckpointError, ResFormer
-from mmsimvit.backbones.resformer import Attention, GlobalPosition, LocalPosition
+from mmsimvit.backbones.resformer import Attention, GlobalPosition, LocalPosition, WindowAttention
 from mmsimvit.cli.convert_checkpoint import convert
 from tests import golden
 from tests.conftest import ROOT
 
-SMALL = dict(embed_dims=24, depth=3, num_heads=3, mlp_ratio=2)
+SMALL = dict(embed_dims=24, depth=3, num_heads=3, mlp_ratio=2, window_sizes=None)
 
 
 def published(variant):
@@ -97,6 +97,44 @@ def test_attention_is_the_published():
         local = F.conv2d(pixels, attention.local.weight, attention.local.bias, padding=1, groups=4).flatten(2).transpose(1, 2)
         heads.append(torch.cat([out[:, :1], out[:, 1:] + local], 1))
     torch.testing.assert_close(attention(x, 4, 5), attention.proj(torch.cat(heads, -1)))
+
+
+def test_windows_are_padded_before_attention_as_in_vitdet():
+    """Zeros of the padding become keys and values, the biases of these, which all tokens of a window see."""
+    torch.manual_seed(0)
+    attention = randomise(WindowAttention(12, 3, 4)).double()
+    x = torch.randn(2, 5 * 7, 12).double()
+    padded = F.pad(x.view(2, 5, 7, 12), (0, 0, 0, 1, 0, 3))
+    plain = Attention(12, 3, has_cls_token=False).double()
+    plain.load_state_dict(attention.state_dict())
+    expected = torch.zeros(2, 8, 8, 12).double()
+    for i in (0, 4):
+        for j in (0, 4):
+            window = padded[:, i:i + 4, j:j + 4].flatten(1, 2)
+            expected[:, i:i + 4, j:j + 4] = plain(window, 4, 4).view(2, 4, 4, 12)
+    torch.testing.assert_close(attention(x, 5, 7), expected[:, :5, :7].flatten(1, 2))
+
+
+def test_windows_of_the_whole_map_differ_by_the_class_token_alone():
+    torch.manual_seed(0)
+    whole = randomise(ResFormer(SMALL, window_sizes=(None, ) * 3)).double().eval()
+    window = ResFormer(SMALL, window_sizes=(4, 4, 4)).double().eval()
+    window.load_state_dict(whole.state_dict())
+    assert 'cls_token' not in whole.state_dict() and window.feature_info == whole.feature_info
+    torch.testing.assert_close(window(image(1, 3, 64, 64).double())[0], whole(image(1, 3, 64, 64).double())[0])
+    model = randomise(ResFormer(SMALL)).double().eval()
+    missing = model.load_state_dict(whole.state_dict(), strict=False).missing_keys
+    assert missing == ['cls_token']
+    assert (model(image(1, 3, 64, 64).double())[0] - whole(image(1, 3, 64, 64).double())[0]).abs().max() > 1e-3
+
+
+def test_published_weights_do_for_windows(tmp_path):
+    """Their class token is left out."""
+    torch.save(dict(model=published('tiny')), tmp_path / 'published.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'published.pth'))
+    model = ResFormer('tiny', window_sizes=(14, 14, None) * 4, init_cfg=init_cfg)
+    model.init_weights()
+    assert torch.equal(model.norms['11'].bias, published('tiny')['norm.bias']) and model.find_variant() == 'tiny'
 
 
 def test_a_block_has_one_set_of_kernels():
@@ -182,6 +220,8 @@ def test_every_chosen_class_token_is_given():
     (dict(out_type='avg_featmap'), "out_type of ResFormer must be featmap or cls_token, got 'avg_featmap'"),
     (dict(embed_dims=25), 'embed_dims must be a multiple of its num_heads, got 25 and 3'),
     (dict(embed_dims=27), 'embed_dims must be even, one half for the waves of rows.*, got 27'),
+    (dict(window_sizes=(14, None)), r'window_sizes must be one for each of the 3 blocks \(depth\), got 2: \(14, None\)'),
+    (dict(window_sizes=(14, None, 14), out_type='cls_token'), "out_type of ResFormer must be featmap, got 'cls_token'"),
     (dict(depth=0), r"arch\['depth'\] of ResFormer must be a positive whole number, got 0"),
 ])
 def test_refuses_bad_arguments(arguments, message):
@@ -218,6 +258,17 @@ def test_published_classifiers_load_as_they_are_and_converted(tmp_path):
     torch.save(state_dict, tmp_path / 'cut.pth')
     with pytest.raises(CheckpointError, match=r'2 missing \(blocks.4.attn.local.bias, norms.11.weight\)'):
         ResFormer('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'cut.pth'))).init_weights()
+
+
+@pytest.mark.parametrize(('name', 'millions'), [
+    ('maskrcnn_resformer_small_coco_3x', 45.6), ('maskrcnn_resformer_base_coco_3x', 115.3),
+    ('upernet_resformer_small_ade20k', 51.7), ('upernet_resformer_base_ade20k', 119.8)])
+def test_dense_models_have_the_published_number_of_parameters(name, millions):
+    cfg = Config.fromfile(ROOT / f'configs/resformer/{name}.py')
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_published_heads_fit_our_classifier(tmp_path):

@@ -76,6 +76,25 @@ def test_parameters_are_those_of_vitdet():
     assert sum(p.numel() for p in neck.parameters()) == deconvolutions + lateral + 4 * (9 * 256 * 256 + 4 * 256)
 
 
+def test_channels_may_be_kept():
+    neck = SimpleFeaturePyramid(16, halves_channels=False, out_channels=8)
+    assert [level[-4].in_channels for level in neck.levels] == [16] * 4
+    assert [level[-4].in_channels for level in SimpleFeaturePyramid(16, out_channels=8).levels] == [4, 8, 16, 16]
+    x = image(1, 16, 3, 5)
+    for out, expected in zip(neck([x]), plain_pyramid(neck, x, 16)):
+        torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize('eps', [1e-6, 0.1])
+def test_heads_of_the_libraries_take_the_norm(eps):
+    from mmcv.cnn import ConvModule
+    conv = ConvModule(4, 8, 3, norm_cfg=dict(type='ChannelNorm', eps=eps), act_cfg=None)
+    x = image(2, 4, 5, 6)
+    x = F.conv2d(x, conv.conv.weight)
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + eps).sqrt()
+    torch.testing.assert_close(conv(image(2, 4, 5, 6)), expected)
+
+
 def test_every_parameter_has_a_gradient():
     neck = SimpleFeaturePyramid([16], 16, out_channels=8, num_outs=4)
     outs = neck((image(2, 16, 5, 7), ))
