@@ -59,4 +59,4 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
 __version__ = '0.1.0'
 __all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'HATNet',
            'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted',
-           'SimViT', 'UViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']
+           'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']
