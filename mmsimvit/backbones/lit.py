@@ -22,6 +22,7 @@ from ..layers import (
     pad_for_patches,
     spread_rows,
 )
+from ..ops.finite import split_finite
 from ..weights import Published, stage_before
 from .base import is_numbers, is_sequence
 from .pyramid import PyramidBackbone
@@ -66,8 +67,10 @@ class DeformableMerging(nn.Module):
         # The operator takes tensors of one dtype, autocast or not, and not bfloat16.
         dtype, bias = self.conv.weight.dtype, self.conv.bias
         assert bias is not None  # as it was built
-        tensors = (x, self.offset(x), self.conv.weight, bias)
+        offset, not_a_number = split_finite(self.offset(x))
+        tensors = (x, offset, self.conv.weight, bias)
         y = self.deform_conv2d(*(t.float() if dtype == torch.bfloat16 else t.to(dtype) for t in tensors), stride=2)
+        y = y + not_a_number.sum(1, keepdim=True)
         return F.gelu(self.norm(y.to(dtype))).permute(0, 2, 3, 1)
 
 

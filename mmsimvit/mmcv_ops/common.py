@@ -6,9 +6,10 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from ..ops.finite import widen
+
 Parameters = ParamSpec('Parameters')
 Result = TypeVar('Result')
-FAR = 1e6  # pixels or maps, beyond all of them
 
 
 def as_a_kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -30,11 +31,6 @@ def as_a_kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, 
     return wrapped
 
 
-def widen(x: Tensor) -> Tensor:
-    """Numbers of 16 bits as float32, all else as it is, in any shape."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor) -> tuple[Tensor, ...]:
     """Gradients of a composition of torch's functions, which is computed once more for them, in the shapes of its inputs.
 
@@ -46,14 +42,3 @@ def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_ou
         if not out.requires_grad:  # nothing was sampled
             return tuple(map(torch.zeros_like, leaves))
         return torch.autograd.grad(out, leaves, widen(grad_output))
-
-
-def split_finite(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Places in a map with which torchvision computes, of 32 bits or more, and zeros that are NaN where the places are, in the
-    shape of what is given.
-
-    torchvision takes NaN as the index of a pixel, which ends the process. The zeros are added to what comes out. What is
-    infinite lies far outside.
-    """
-    x = widen(x)
-    return x.nan_to_num(0).clamp(-FAR, FAR), torch.where(x.isnan(), x, 0)

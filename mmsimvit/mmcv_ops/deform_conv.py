@@ -4,7 +4,8 @@ import torch.nn.functional as F
 import torchvision  # noqa: F401  # brings its operators
 from torch import Tensor
 
-from .common import as_a_kernel, split_finite, widen
+from ..ops.finite import split_finite, widen
+from .common import as_a_kernel
 
 
 def prepare(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:

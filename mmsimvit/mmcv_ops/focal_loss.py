@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import as_a_kernel, widen
+from ..ops.finite import widen
+from .common import as_a_kernel
 
 TINY = torch.finfo(torch.float32).tiny  # below which MMCV takes no logarithm, in float64 too
 

@@ -4,7 +4,8 @@ On a CPU, MMCV calls that by itself; these are for CUDA devices.
 """
 from torch import Tensor
 
-from .common import as_a_kernel, gradients, split_finite, widen
+from ..ops.finite import split_finite, widen
+from .common import as_a_kernel, gradients
 
 
 def attend(value: Tensor, shapes: list[list[int]], locations: Tensor, weights: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .common import as_a_kernel, widen
+from ..ops.finite import widen
+from .common import as_a_kernel
 
 
 @as_a_kernel

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from .common import as_a_kernel, gradients, widen
+from ..ops.finite import widen
+from .common import as_a_kernel, gradients
 
 MAX, AVERAGE = 0, 1  # of MMCV's pool_mode
 

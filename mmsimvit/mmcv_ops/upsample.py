@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common import as_a_kernel, gradients, widen
+from ..ops.finite import widen
+from .common import as_a_kernel, gradients
 
 
 def reassemble(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:

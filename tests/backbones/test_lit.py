@@ -1,5 +1,6 @@
 """What is LIT's own; tests/backbones/test_contract.py holds what every backbone must do."""
 import itertools
+import math
 import sys
 
 import pytest
@@ -114,3 +115,19 @@ def test_without_torchvision_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torchvision.ops', None)
     with pytest.raises(ImportError, match=rf'torchvision cannot be imported.*for torch {torch.__version__.split("+")[0]}'):
         LIT('ti')
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_numbers_that_are_none_go_on_to_the_loss(value):
+    """torchvision takes offsets of NaN for indices of pixels, and the process ends, also of a training that diverges."""
+    model = LIT('s').eval()
+    images = torch.rand(2, 3, 64, 64)
+    images[0, 0, 0, 0] = value
+    with torch.no_grad():
+        for out in model(images):
+            assert not out[0].isfinite().all()
+            assert out[1].isfinite().all()
+        model.stages[1].patch_embed.offset.weight[0, 0, 0, 0] = value  # of offsets alone; infinitely far the map is zero
+        assert model(images[1:])[1].isnan().any() == math.isnan(value)
+        model.stages[1].patch_embed.offset.weight.normal_(std=1e20)
+        assert model(images[1:])[1].isfinite().all()
