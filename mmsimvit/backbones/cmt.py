@@ -60,7 +60,7 @@ class Activated(nn.Module):
 
 
 def run(part: nn.Module, x: Tensor) -> Tensor:
-    """``part(x)`` of an ``Activated``, recomputed in the backward pass if it is to be and no trace is made."""
+    """An ``Activated`` of ``(B, C, H, W)``, recomputed in the backward pass if it is to be and no trace is made."""
     return run_block(part, bool(part.recompute) and not torch.compiler.is_compiling(), x)
 
 
@@ -161,7 +161,8 @@ class PositionBias(nn.Module):
         return self.kept[1]
 
     def make(self, table: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
-        """The bias for maps of a size, as attention takes it: one for all blocks."""
+        """The bias ``(num_heads, height * width, height * width / reduction ** 2)`` in the form that attention takes: cast and
+        aligned here, there is one in memory for all blocks."""
         bias = self.resample(table, self.size, (height, width)).to(dtype)
         return align_rows(bias) if bias.is_cuda and not torch.compiler.is_compiling() else bias
 
