@@ -41,7 +41,7 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class Activated(nn.Module):
-    """GELU, batch norm (in this order) and a convolution. Of all this, a training keeps the input alone.
+    """GELU, batch norm (in this order) and a convolution. A training keeps its input alone.
 
     Args:
         conv: takes the normalised map.
@@ -91,7 +91,7 @@ def resample_table(table: Tensor, queries: int, keys: int) -> Tensor:
 
 
 def resample_grids(table: Tensor, size: Sequence[int], new_size: Sequence[int], reduction: int) -> Tensor:
-    """The map of keys that belongs to each query, then the map of queries that belongs to each new key, both bicubic.
+    """Resample the map of keys of each query, then the map of queries of each new key, both bicubic.
 
     Args:
         table: ``(heads, N, M)``.
@@ -106,7 +106,7 @@ def resample_grids(table: Tensor, size: Sequence[int], new_size: Sequence[int], 
         images = table.unflatten(2, tuple(grid))
         images = F.interpolate(images, size=tuple(new_grid), mode='bicubic', align_corners=False)
         row, column = divide(torch.arange(new_grid[0] * new_grid[1], device=table.device), new_grid[1])
-        table = images[:, :, row, column].transpose(1, 2)  # by index, for to flatten them a trace compares their lengths
+        table = images[:, :, row, column].transpose(1, 2)  # a trace that flattens them compares their lengths
     return table.contiguous()
 
 
@@ -121,8 +121,8 @@ class PositionBias(nn.Module):
     """A learned bias of attention for each head and each pair of a query and a key of one map; rows of the table are queries,
     columns keys, both row-major.
 
-    For maps of other sizes the table is resampled: in each forward pass, or without gradients in evaluation only where the size
-    is another than that before. Checkpoints whose table has another size are loaded after the same.
+    The table is resampled for maps of other sizes, in each forward pass. Evaluation without gradients keeps the result for the
+    next map of the same size. A checkpoint's table of another size is resampled when it is loaded.
 
     Args:
         num_heads: attention heads.
@@ -154,9 +154,9 @@ class PositionBias(nn.Module):
             dtype = torch.get_autocast_dtype(kind)
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.make(table, height, width, dtype)
-        state = height, width, dtype, kind, table.dtype, table.data_ptr(), table._version  # all that changes the result
+        state = height, width, dtype, table.dtype, table.device, table.data_ptr(), table._version  # all that changes the result
         if self.kept is None or self.kept[0] != state:
-            self.kept = None  # before there is another, for at 800 x 1333 pixels those of all stages take 0.5 GB in float32
+            self.kept = None  # first, so that there are never two; at 800 x 1333 pixels all stages have 0.5 GB of them
             self.kept = state, self.make(table.detach(), height, width, dtype)
         return self.kept[1]
 
@@ -167,7 +167,7 @@ class PositionBias(nn.Module):
         return align_rows(bias) if bias.is_cuda and not torch.compiler.is_compiling() else bias
 
     def train(self, mode: bool = True) -> 'PositionBias':
-        """As in torch; what was resampled is forgotten, for weights may be exchanged without a trace, as averaged ones are."""
+        """As in torch. The bias that was kept is forgotten: mmengine's averaged weights take the table's place unseen."""
         self.kept = None
         return super().train(mode)
 
@@ -182,7 +182,8 @@ class PositionBias(nn.Module):
 
     def fit_state_dict(self, state_dict: dict, prefix: str) -> None:
         """Resample, in place of the entry, a table that was learned for another size; ``grid`` takes it for a square's."""
-        table, name = state_dict.get(f'{prefix}table'), f'{prefix}table'
+        name = f'{prefix}table'
+        table = state_dict.get(name)
         if (not isinstance(table, Tensor) or not table.is_floating_point() or table.dim() != 3
                 or table.shape[0] != len(self.table) or table.shape == self.table.shape or not table.numel()):
             return
