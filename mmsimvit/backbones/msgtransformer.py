@@ -21,7 +21,7 @@ OUT_TYPES = ('featmap', 'messengers')
 
 class Windows(NamedTuple):
     """Windows of one size, whose tokens lie one window after the other."""
-    count: int
+    number: int
     length: int  # how many tokens a window has
     slots: Tensor | None  # which of a whole window's tokens these are; None for all
 
@@ -66,9 +66,9 @@ class Layout:
                 slots = F.pad(whole[:shape[0], :shape[1]].flatten(), (1, 0)) if shape != (size, size) else None
                 self.windows.append(Windows(len(inside), 1 + inside.shape[1], slots))
         self.order = torch.cat(order)
-        self.inverse = torch.empty_like(self.order)
-        self.inverse[self.order] = torch.arange(len(self.order), device=device)
-        self.messengers = self.inverse[:rows * columns]
+        places = torch.empty_like(self.order)
+        places[self.order] = torch.arange(len(self.order), device=device)
+        self.messengers, self.pixels = places[:rows * columns], places[rows * columns:]
         if shuffle_size > 1:
             self.exchange = exchange_messengers(rows * columns, rows, columns, shuffle_size, device)
 
@@ -78,8 +78,8 @@ class Layout:
 
     def merge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, N, C)`` -> ``(B, H, W, C)`` of pixels and ``(B, H', W', C)`` of messengers."""
-        tokens, count = tokens.index_select(1, self.inverse), len(self.messengers)
-        return tokens[:, count:].unflatten(1, self.shape), tokens[:, :count].unflatten(1, self.messenger_shape)
+        x, messengers = tokens.index_select(1, self.pixels), tokens.index_select(1, self.messengers)
+        return x.unflatten(1, self.shape), messengers.unflatten(1, self.messenger_shape)
 
 
 class PaddedLayout(Layout):
@@ -104,12 +104,12 @@ class PaddedLayout(Layout):
             self.exchange = exchange_messengers(self.count, self.rows, self.columns, shuffle_size, device)
 
     def split(self, x: Tensor, messengers: Tensor) -> Tensor:
-        """As of any layout."""
+        """``(B, H, W, C)`` and ``(B, H' + 1, W' + 1, C)`` -> tokens ``(B, N, C)``."""
         pixels = x[:, self.pixel_row, self.pixel_column]
         return torch.cat([messengers[:, self.row, self.column][:, :, None], pixels], 2).flatten(1, 2)
 
     def merge(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As of any layout."""
+        """``(B, N, C)`` -> ``(B, H, W, C)`` and ``(B, H' + 1, W' + 1, C)``."""
         tokens = tokens.unflatten(1, (self.count, 1 + self.size * self.size))
         (window_row, row), (window_column, column) = (
             divide(torch.arange(length, device=tokens.device), self.size) for length in self.shape)
@@ -130,6 +130,9 @@ def exchange_messengers(count: int, rows: int, columns: int, size: int, device: 
 
     In a region of ``size x size`` windows, group ``b`` of messenger ``a`` and group ``a`` of messenger ``b`` change places,
     where both are there; in regions that the map's border cuts off, the others stay.
+
+    Returns:
+        Indices of groups, ``(count * size ** 2, )``.
     """
     window, group = divide(torch.arange(count * size * size, device=device), size * size)
     (top, row), (left, column) = (divide(index, size) for index in divide(window, columns))
@@ -181,7 +184,7 @@ class WindowAttention(nn.Module):
         qkv, whole = self.qkv(x), self.position_bias()
         parts = [qkv]
         if len(layout.windows) > 1:
-            parts = qkv.split([windows.count * windows.length for windows in layout.windows], 1)
+            parts = qkv.split([windows.number * windows.length for windows in layout.windows], 1)
         outs = []
         for part, windows in zip(parts, layout.windows):
             bias = whole
@@ -190,9 +193,10 @@ class WindowAttention(nn.Module):
             if layout.mask is not None:
                 mask = torch.zeros_like(layout.mask, dtype=bias.dtype).masked_fill(~layout.mask, float('-inf'))
                 bias = bias + mask.expand(x.shape[0], -1, -1).flatten(0, 1)[:, None, None]
-            part = part.unflatten(1, (windows.count, windows.length)).flatten(0, 1)
-            out = multi_head_attention(*part.chunk(3, -1), self.num_heads, bias)
-            outs.append(out.unflatten(0, (x.shape[0], windows.count)).flatten(1, 2))
+            part = part.unflatten(1, (windows.number, windows.length)).flatten(0, 1)
+            query, key, value = part.chunk(3, -1)
+            out = multi_head_attention(query, key, value, self.num_heads, bias)
+            outs.append(out.unflatten(0, (x.shape[0], windows.number)).flatten(1, 2))
         return self.proj(outs[0] if len(outs) == 1 else torch.cat(outs, 1))
 
 
@@ -203,6 +207,8 @@ class Block(layers.Block):
         num_groups: how many groups, one for each window of a region.
         *args: those of ``layers.Block``.
     """
+
+    attn: nn.Module
 
     def __init__(self, num_groups: int, *args: Any):
         super().__init__(*args)
@@ -283,8 +289,9 @@ class Stage(layers.Stage):
         """``(B, C_in, H, W)``, and but in the first stage messengers ``(B, C_in, H', W')`` -> both of this stage, channels
         last in memory."""
         x, messengers = self.patch_embed(*maps)
+        height, width = x.shape[1:3]
         kind = PaddedLayout if torch.compiler.is_compiling() else Layout
-        layout = kind(*x.shape[1:3], self.window_size, self.shuffle_size, x.device)
+        layout = kind(height, width, self.window_size, self.shuffle_size, x.device)
         x = layout.split(x, messengers)
         for block in self.blocks:
             x = self.run_block(block, x, layout)
