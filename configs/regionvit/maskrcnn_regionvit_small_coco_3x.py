@@ -40,3 +40,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=37, milestones=[29, 34], gamma=0.1)
 ]
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(position_bias=dict(decay_mult=0.))))
