@@ -180,7 +180,7 @@ def test_the_log_says_what_was_found(published, tmp_path):
         patch.setattr('mmsimvit.backbones.base.print_log', lambda line, logger: lines.append(line))
         model.init_weights()
     assert lines == [f"{tmp_path}/weights.pth gives the parameters of SimViT: published names behind 'module.'; "
-                     '0 tables of positions are resized']
+                     '0 tensors are resized']
 
 
 @pytest.mark.parametrize('prefix', ['encoder', 'encoder.'])

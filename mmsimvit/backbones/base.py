@@ -267,7 +267,7 @@ class Backbone(BaseModule):
             raise CheckpointError(f'checkpoint {path} gives {fit.matched} of the {fit.total} parameters of {name}: '
                                   f'{fit.problems()}; is it of another arch? {self._advise()}')
         new = f', and the norms of returned maps ({len(fit.added)} tensors), which no classifier has, start anew'
-        return weights, (f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tables of positions are resized'
+        return weights, (f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tensors are resized'
                          + (new if fit.added else ''))
 
     def _list_init_cfg(self, pretrained: bool) -> list[dict]:

@@ -16,7 +16,7 @@ class Match(NamedTuple):
     reshaped: list[str]  # with both shapes
     unused: list[str]
     added: list[str]  # missing too, and rightly: norms of maps that classifiers lack
-    resampled: list[str]  # tables of positions that had another size; they fit, but an optimizer's state does not fit them
+    resampled: list[str]  # tables of positions, or kernels, of another size: they fit, an optimizer's state does not
 
     @property
     def complete(self) -> bool:
