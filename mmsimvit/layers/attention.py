@@ -33,6 +33,17 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
                                                   and not torch.compiler.is_compiling())):
             logits = (query * (query.shape[-1]**-0.5 if scale is None else scale)) @ key.transpose(-2, -1)
             return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+    channels = query.shape[-1]
+    if query.is_cuda and channels % 8:  # which no fused kernel takes
+        query, key, value, scale = pad_heads(query, key, value, scale)
     mask = mask if bias is None else bias
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale)
-    return out.transpose(1, 2).flatten(2)
+    return out[..., :channels].transpose(1, 2).flatten(2)
+
+
+def pad_heads(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Query ``(B, heads, N, C)``, key and value ``(B, heads, M, C)`` with zero channels up to a multiple of 8, which change no
+    product and give zeros; and the scale of the products without them."""
+    channels = query.shape[-1]
+    query, key, value = (F.pad(x, (0, -channels % 8)) for x in (query, key, value))
+    return query, key, value, channels**-0.5 if scale is None else scale

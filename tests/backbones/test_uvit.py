@@ -10,6 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmsimvit import CheckpointError, UViT
 from mmsimvit.analysis.flops import count_complexity
 from mmsimvit.backbones.uvit import cut, join, resize
+from mmsimvit.layers import attention, multi_head_attention
 from tests.conftest import ROOT
 
 SMALL = dict(embed_dims=18, depth=3, num_heads=3, mlp_ratio=2, patch_size=8, grid=(5, 7), windows=(4, 2, 1))
@@ -106,6 +107,19 @@ def test_no_mask_and_no_weights_of_attention_are_kept(monkeypatch):
         model(image(1, 3, 256, 256))
     assert masks == [None] * 3
     assert max(sizes) == 3 * 256 * 256  # the image; weights of 32 x 32 tokens would be 1024 * 1024 for each head
+
+
+def test_heads_of_odd_widths_are_padded_for_fused_kernels():
+    """With the scale of their own channels."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 11, 6 * 37).double().requires_grad_() for _ in range(3))
+    expected = multi_head_attention(query, key, value, 6)
+    heads = [x.unflatten(-1, (6, -1)).transpose(1, 2) for x in (query, key, value)]
+    *padded, scale = attention.pad_heads(*heads, None)
+    assert {x.shape for x in padded} == {(2, 6, 11, 40)} and attention.pad_heads(*heads, 0.5)[3] == 0.5
+    out = F.scaled_dot_product_attention(*padded, scale=scale)
+    assert not out[..., 37:].any()
+    torch.testing.assert_close(out[..., :37].transpose(1, 2).flatten(2), expected)
 
 
 def test_positions_of_another_grid_are_interpolated():
