@@ -18,4 +18,5 @@ param_scheduler = [
 ]
 optim_wrapper = dict(optimizer=dict(lr=2.8e-3, weight_decay=0.04))
 auto_scale_lr = dict(base_batch_size=2048)
-custom_hooks = [dict(type='EMAHook', momentum=2e-4, priority='ABOVE_NORMAL')]
+# The statistics of batch norms are averaged, too.
+custom_hooks = [dict(type='EMAHook', momentum=2e-4, priority='ABOVE_NORMAL', update_buffers=True)]

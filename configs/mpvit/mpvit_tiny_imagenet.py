@@ -7,4 +7,5 @@ model = dict(
     backbone=dict(type='MPViT', arch='tiny', out_indices=(3, ), drop_path_rate=0.),
     head=dict(in_channels=216))
 train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))
-custom_hooks = [dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL')]
+# The statistics of batch norms are averaged, too.
+custom_hooks = [dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL', update_buffers=True)]

@@ -152,7 +152,7 @@ class PositionBias(nn.Module):
         kind = table.device.type
         if kind != 'meta' and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or table.is_inference():
             return self.make(table, height, width, dtype)
         state = height, width, dtype, table.dtype, table.device, table.data_ptr(), table._version  # all that changes the result
         if self.kept is None or self.kept[0] != state:

@@ -187,7 +187,6 @@ class MPViT(PyramidBackbone):
         licence='GPL-3.0 for research, or a commercial licence of ETRI',
         released=('tiny', 'xsmall', 'small', 'base'),
         rename=(
-            (r'^bottom_up\.', ''),  # Detectron2's
             (r'\.bn\.', '.norm.'),
             (r'^patch_embed_stages\.(\d)\.patch_embeds\.(\d)\.patch_conv\.', r'stages.\1.embeds.\2.'),
             (r'(\.embeds\.\d)\.pwconv\.', r'\1.conv.'),

@@ -409,7 +409,6 @@ class RegionViT(PyramidBackbone):
         # Of medium the published link leads to the weights of small. Those with w14 are detectors'.
         released=('tiny', 'small', 'base', 'small_w14', 'base_w14', 'small_w14_peg', 'base_w14_peg'),
         rename=(
-            (r'^bottom_up\.model\.', ''),  # of detectors
             (r'^patch_embed\.proj\.0\.', 'stages.0.patch_embed.local.conv1.'),
             (r'^patch_embed\.proj\.1\.', 'stages.0.patch_embed.local.norm1.'),
             (r'^patch_embed\.proj\.3\.', 'stages.0.patch_embed.local.conv2.'),
@@ -426,7 +425,7 @@ class RegionViT(PyramidBackbone):
             (r'\.attn\.rel_pos$', '.attn.position_bias.table'),
             (r'\.mlp\.', '.ffn.'),
         ),
-        drop=r'^head\.|^norm\.',  # the classifier, and the norm of the regional tokens that it reads
+        drop=r'^(head|norm)\.',  # the classifier, and the norm of the regional tokens that it reads
         finish=reshape,
     )
 

@@ -42,10 +42,12 @@ def strip_module(state_dict: Mapping) -> dict:
 
 
 def strip_prefix(state_dict: Mapping) -> dict:
-    """Names without ``module.``; if any begins with ``backbone.``, only those, without it."""
+    """Names without ``module.``; if any begins with ``backbone.``, only those, without it, and so with what Detectron2
+    has inside of it, ``bottom_up.`` beside the neck, and ``model.`` where that is wrapped."""
     names = strip_module(state_dict)
-    inside = {name.removeprefix('backbone.'): value for name, value in names.items() if name.startswith('backbone.')}
-    return inside or names
+    for prefix in ('backbone.', 'bottom_up.', 'model.'):
+        names = {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)} or names
+    return names
 
 
 def load_file(path: str) -> Mapping:

@@ -41,7 +41,8 @@ def test_published_checkpoints_load_as_they_are_and_converted(tmp_path):
     head = {'cls_head.cls.weight': torch.randn(1000, 216), 'cls_head.cls.bias': torch.randn(1000)}
     torch.save({'model': {**state_dict, **head}}, tmp_path / 'classifier.pth')
     torch.save({'state_dict': {f'backbone.{name}': tensor for name, tensor in state_dict.items()}}, tmp_path / 'segmentor.pth')
-    torch.save({'model': {f'backbone.bottom_up.{name}': tensor for name, tensor in state_dict.items()}},
+    torch.save({'model': {'backbone.fpn_lateral2.weight': torch.zeros(1), 'roi_heads.box_head.fc1.weight': torch.zeros(1),
+                          **{f'backbone.bottom_up.{name}': tensor for name, tensor in state_dict.items()}}},
                tmp_path / 'detector.pth')
     for name in ('classifier', 'segmentor', 'detector'):
         convert(str(tmp_path / f'{name}.pth'), str(tmp_path / f'{name}_converted.pth'), 'mpvit')

@@ -264,10 +264,12 @@ def test_published_detectors_load_as_they_are(tmp_path):
     names.update({name.replace('proj_cls', 'proj'): tensor for name, tensor in names.items() if 'proj_cls' in name})
     names['backbone.fpn_lateral2.weight'] = torch.zeros(1)
     torch.save({'model': names}, tmp_path / 'detector.pth')
-    model = RegionViT('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'detector.pth')))
-    model.init_weights()
-    assert torch.equal(model.stages[3].norm.weight, published['norm3.weight'].flatten())
-    assert torch.equal(model.stages[1].patch_embed.proj.weight, published['layers.1.block.0.proj_cls.2.weight'])
+    convert(str(tmp_path / 'detector.pth'), str(tmp_path / 'converted.pth'), 'regionvit')
+    for name in ('detector', 'converted'):
+        model = RegionViT('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / f'{name}.pth')))
+        model.init_weights()
+        assert torch.equal(model.stages[3].norm.weight, published['norm3.weight'].flatten())
+        assert torch.equal(model.stages[1].patch_embed.proj.weight, published['layers.1.block.0.proj_cls.2.weight'])
 
 
 def test_weights_of_other_windows_are_resized_as_published(tmp_path):
