@@ -86,7 +86,7 @@ class Stage(nn.Module):
             x = self.run_block(block, x)
         return x.permute(0, 3, 1, 2)
 
-    def run_block(self, block: nn.Module, x: Tensor, *context: Tensor | int) -> Tensor:
+    def run_block(self, block: nn.Module, x: Tensor, *context: Any) -> Tensor:
         """``block(x, *context)``, of the shape of ``x``, recomputed in the backward pass if the stage is to."""
         return run_block(block, self.with_cp, x, *context)
 
