@@ -181,8 +181,8 @@ class Layout:
         self.places = places.scatter(0, self.sources, torch.arange(length, device=device))
         self.seen = None
         if spare:
-            index = torch.arange(rows * columns + 1, device=device)
-            self.seen = torch.where(index < rows * columns, 0, float('-inf'))[None, None, None]
+            is_spare = torch.arange(rows * columns + 1, device=device) == rows * columns
+            self.seen = torch.zeros_like(is_spare, dtype=torch.float32).masked_fill(is_spare, float('-inf'))[None, None, None]
 
     def _find_windows(self, rows: int, columns: int, inside: tuple[int, int], window_size: int, device: torch.device
                       ) -> list[tuple[tuple[int, int], Tensor, Tensor, bool]]:
@@ -210,8 +210,9 @@ class Layout:
         in_rows, in_columns = (F.pad(valid.flatten(), (1, 0), value=True) for valid in (in_rows.t(), in_columns))
         both_in_rows, both_in_columns = (valid[:, None] & valid for valid in (in_rows, in_columns))
         last_row, last_column = (last[:, None, None] for last in is_last)
-        return torch.where(last_row & last_column, both_in_rows | both_in_columns,
-                           (both_in_rows | ~last_row) & (both_in_columns | ~last_column))
+        is_very_last = last_row & last_column  # in an expression without torch.where, which ONNX Runtime has not for booleans
+        return (is_very_last & (both_in_rows | both_in_columns)
+                | ~is_very_last & (both_in_rows | ~last_row) & (both_in_columns | ~last_column))
 
     def split(self, x: Tensor, regions: Tensor) -> Tensor:
         """``(B, h, w, C)`` and ``(B, H', W', C)`` -> the tokens of both, and zeros, in windows, ``(B, tokens, C)``."""
