@@ -70,8 +70,9 @@ def build(config: Path) -> tuple[Config, nn.Module]:
     """A config and its model, of whose size nothing is allocated where that can be helped."""
     cfg = Config.fromfile(config)
     cfg.model.backbone.init_cfg = None
-    # PVT v2 asks its drop path rates for their values.
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('cpu' if 'pvtv2' in config.name else 'meta'):
+    # PVT v2 asks its drop path rates for their values, Deformable DETR its maps for their sizes.
+    device = 'cpu' if any(name in config.name for name in ('pvtv2', 'deformabledetr')) else 'meta'
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
         return cfg, MODELS.build(cfg.model)
 
 
