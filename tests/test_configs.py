@@ -24,6 +24,7 @@ LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
     'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's{last}.loss_cls', 's{last}.loss_bbox', 's{last}.loss_mask'},
     'SparseRCNN': {'s{last}.loss_cls', 's{last}.loss_bbox', 's{last}.loss_iou'},
+    'DeformableDETR': {'loss_cls', 'loss_bbox', 'loss_iou', 'd4.loss_cls', 'd4.loss_bbox', 'd4.loss_iou'},
     'RetinaNet': {'loss_cls', 'loss_bbox'},
     'ATSS': {'loss_cls', 'loss_bbox', 'loss_centerness'},
     'GFL': {'loss_cls', 'loss_bbox', 'loss_dfl'},
@@ -32,7 +33,7 @@ LOSSES = {
 }
 SCORES = {
     **dict.fromkeys(('MaskRCNN', 'CascadeRCNN'), ('coco/bbox_mAP', 'coco/segm_mAP')),
-    **dict.fromkeys(('SparseRCNN', 'RetinaNet', 'ATSS', 'GFL'), ('coco/bbox_mAP', )),
+    **dict.fromkeys(('SparseRCNN', 'DeformableDETR', 'RetinaNet', 'ATSS', 'GFL'), ('coco/bbox_mAP', )),
     'EncoderDecoder': ('mIoU', 'mAcc', 'aAcc'),
     'ImageClassifier': ('accuracy/top1', ),
 }
