@@ -78,12 +78,12 @@ class InvertedResidual(nn.Module):
 
     Args:
         dims, hidden_dims: channels of input and output, and of the convolution.
-        activation: takes a map to one of its shape, and costs little.
+        activation: takes a map ``(B, H, W, C)`` to one of its shape, and costs little.
         kernel_size: of the convolution, odd.
         bias: whether the three layers have biases.
     """
 
-    def __init__(self, dims: int, hidden_dims: int, activation: Callable[[Tensor], Tensor], kernel_size: int = 3,
+    def __init__(self, dims: int, hidden_dims: int, activation: Callable, kernel_size: int = 3,
                  bias: bool = True):
         super().__init__()
         self.activation = activation
