@@ -1,5 +1,5 @@
-# Deformable DETR as in MMDetection, on the last three of four maps; the level above comes from the last of them. A child adds the
-# backbone, with the last three maps in out_indices, and in_channels of the neck.
+# Deformable DETR as in MMDetection, on the last three of four maps; the level above comes from the last of them. A child adds
+# the backbone, with the last three maps in out_indices, and in_channels of the neck.
 model = dict(
     type='DeformableDETR',
     num_queries=300,
