@@ -44,8 +44,8 @@ necks and heads. Parameters are those of the backbone for dense prediction. GMAC
 The second table has the configs. Parameters and GMACs are those of the whole model.
 
 - GMACs (papers call them FLOPs) are counted for one image by `tools/get_flops.py`: 800 x 1280 pixels for detectors, 512 x 512
-  for segmentors, 224 x 224 for classifiers, or what their names say. Configs with generated images are counted at the size of
-  these.
+  for segmentors, 224 x 224 for classifiers, or the square that their names or pipelines say. Configs with generated images are
+  counted at the size of these.
 - "published" results are those of the papers' authors, with their code. Top-1 accuracy is that of ImageNet-1k.
 - "reproduced here" results come from trainings with this project: **{reproduced}**.
 - A backbone is "changed" where the model for this task has other windows, tables of biases or norms of maps than the variant.
