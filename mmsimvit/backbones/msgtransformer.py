@@ -286,8 +286,8 @@ class Stage(layers.Stage):
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """``(B, C_in, H, W)``, and but in the first stage messengers ``(B, C_in, H', W')`` -> both of this stage, channels
-        last in memory."""
+        """``(B, C_in, H, W)``, and messengers ``(B, C_in, H', W')`` but in the first stage -> both of this stage, channels last
+        in memory."""
         x, messengers = self.patch_embed(*maps)
         height, width = x.shape[1:3]
         kind = PaddedLayout if torch.compiler.is_compiling() else Layout
@@ -389,8 +389,10 @@ class MSGTransformer(PyramidBackbone):
             self.arch[key][index] for key in ('embed_dims', 'num_heads', 'mlp_ratios', 'shuffle_sizes'))
         size = self.arch['window_size']
         patch_embed = Transition(in_channels, dims) if index else Stem(in_channels, dims, size, shuffle_size)
-        blocks = [Block(shuffle_size**2, WindowAttention(dims, num_heads, size), FFN(dims, dims * mlp_ratio), dims, rate, EPS)
-                  for rate in drop_path_rates]
+        blocks = [
+            Block(shuffle_size**2, WindowAttention(dims, num_heads, size), FFN(dims, dims * mlp_ratio, recompute=True), dims, rate,
+                  EPS) for rate in drop_path_rates
+        ]
         return Stage(size, shuffle_size, patch_embed, blocks, self.with_cp)
 
     def norm_layer(self, index: int) -> partial | None:

@@ -15,17 +15,25 @@ class FFN(nn.Module):
     Args:
         dims, hidden_dims: channels of input and output, and between the layers.
         approximate: of GELU, as in torch: ``none`` for its exact form, or ``tanh``.
+        recompute: compute GELU again in the backward pass, rather than keep what it gives.
     """
 
-    def __init__(self, dims: int, hidden_dims: int, approximate: str = 'none'):
+    def __init__(self, dims: int, hidden_dims: int, approximate: str = 'none', recompute: bool = False):
         super().__init__()
         self.approximate = approximate
+        self.recompute = recompute
         self.fc1 = nn.Linear(dims, hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+        x = self.fc1(x)
+        if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return checkpoint(self._after_fc1, x, use_reentrant=False, preserve_rng_state=False)
+        return self._after_fc1(x)
+
+    def _after_fc1(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(x, approximate=self.approximate))
 
 
 class ConvFFN(nn.Module):
@@ -78,7 +86,7 @@ class InvertedResidual(nn.Module):
 
     Args:
         dims, hidden_dims: channels of input and output, and of the convolution.
-        activation: takes a map ``(B, H, W, C)`` to one of its shape, and costs little.
+        activation: takes a map ``(B, H, W, C)`` to one of its shape.
         kernel_size: of the convolution, odd.
         bias: whether the three layers have biases.
     """
@@ -93,16 +101,6 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        x = self.fc1(x)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # What the activations give is computed again in the backward pass: it is half of what would be kept.
-            for part in (self._convolve, self._project):
-                x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
-            return x
-        return self._project(self._convolve(x))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        return self.dwconv(self.activation(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def _project(self, x: Tensor) -> Tensor:
+        x = self.activation(self.fc1(x))
+        x = self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(self.activation(x))
