@@ -1,10 +1,8 @@
 _base_ = [
-    '../_base_/models/retinanet.py', '../_base_/datasets/coco_detection_ms_crop.py', '../_base_/schedules/3x.py',
-    '../_base_/detection_runtime.py'
+    '../_base_/models/retinanet.py', '../_base_/datasets/coco_detection_ms_crop.py', '../_base_/schedules/270k.py'
 ]
-# As published: the short side between 480 and 896 pixels, with crops of every second image. The long side is not stated: that
-# of 1x, with which images are tested. The 270k iterations are 37 epochs here, and the learning rate falls after 29 and 34,
-# published after 210k and 250k iterations. For the rest see retinanet_regionvit_small_coco.py.
+# As published: 270k iterations, the short side between 480 and 896 pixels, with crops of every second image. The long side is
+# not stated: that of 1x, with which images are tested. For the rest see retinanet_regionvit_small_coco.py.
 # Pretrained on ImageNet: the published weights, or a checkpoint of configs/regionvit/regionvit_small_imagenet.py; the norms of
 # the maps start anew. From random weights instead: --cfg-options model.backbone.init_cfg=None
 pretrained = 'checkpoints/regionvit_small.pth'
@@ -32,12 +30,9 @@ test_pipeline = [
     dict(type='Resize', scale=(1120, 672), keep_ratio=True),
     *_base_.test_pipeline[2:]
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(sampler=dict(type='InfiniteSampler'), dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-train_cfg = dict(max_epochs=37)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=37, milestones=[29, 34], gamma=0.1)
-]
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(position_bias=dict(decay_mult=0.))))
+optim_wrapper = dict(
+    clip_grad=None,
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.), position_bias=dict(decay_mult=0.))))
