@@ -390,8 +390,8 @@ class MSGTransformer(PyramidBackbone):
         size = self.arch['window_size']
         patch_embed = Transition(in_channels, dims) if index else Stem(in_channels, dims, size, shuffle_size)
         blocks = [
-            Block(shuffle_size**2, WindowAttention(dims, num_heads, size), FFN(dims, dims * mlp_ratio, recompute=True), dims, rate,
-                  EPS) for rate in drop_path_rates
+            Block(shuffle_size**2, WindowAttention(dims, num_heads, size), FFN(dims, dims * mlp_ratio, recompute=True), dims,
+                  rate, EPS) for rate in drop_path_rates
         ]
         return Stage(size, shuffle_size, patch_embed, blocks, self.with_cp)
 

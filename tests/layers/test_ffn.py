@@ -15,6 +15,7 @@ def test_recomputes_gelu():
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         out = ffn(x)
     assert [tensor.numel() for tensor in kept].count(32 * 64) == 1
-    gradients = [torch.autograd.grad(y.square().sum(), [x, *module.parameters()]) for module, y in ((ffn, out), (plain, plain(x)))]
+    gradients = [torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+                 for module, y in ((ffn, out), (plain, plain(x)))]
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
