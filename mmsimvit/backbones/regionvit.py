@@ -146,7 +146,7 @@ class Layout:
 
     Args:
         shape: rows and columns of the local tokens.
-        grid: rows and columns of the regional tokens, with those to spare.
+        grid: rows and columns of the regional tokens, the spare ones of a trace counted.
         window_size: rows and columns of a window.
         device: where the tokens are.
 
