@@ -4,9 +4,10 @@ model = dict(
     backbone=dict(
         type='UViT',
         arch='t_plus',
-        embed_dims=192,
+        embed_dims=128,
+        num_heads=2,
         depth=6,
         windows=(4, 4, 4, 2, 1, 1),
         grid=(16, 16),  # that of 128 x 128 pixels
         drop_path_rate=0.),
-    neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=[192], stride=8, out_channels=64, num_outs=4))
+    neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=[128], stride=8, out_channels=64, num_outs=4))
