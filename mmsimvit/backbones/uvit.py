@@ -58,8 +58,8 @@ class PositionTable(nn.Module):
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
-        """Draw the vectors from a normal distribution with a deviation of 0.02."""
-        nn.init.normal_(self.table, std=0.02)
+        """Draw the vectors from a normal distribution with a deviation of one over the root of their channels."""
+        nn.init.normal_(self.table, std=self.table.shape[2]**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
@@ -223,8 +223,7 @@ class UViT(PlainBackbone):
 
     def init_random_weights(self) -> None:
         """Draw the published encoder's initialisation: linear layers Xavier uniform, where query, key and value are layers of
-        their own, the patches' LeCun normal, biases normal with a deviation of 1e-6 in the FFN and zero elsewhere. Positions
-        have a deviation of 0.02, which is ours."""
+        their own, the patches' LeCun normal, biases normal with a deviation of 1e-6 in the FFN and zero elsewhere."""
         super().init_random_weights()
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):

@@ -262,7 +262,7 @@ def test_initialisation_is_the_published_encoders():
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 7.)
     model.init_weights()
-    assert model.pos_embed.table.std().item() == pytest.approx(0.02, rel=0.01)
+    assert model.pos_embed.table.std().item() == pytest.approx(222**-0.5, rel=0.01)
     kernels = model.patch_embed.proj
     assert kernels.weight.std().item() == pytest.approx(192**-0.5, rel=0.02) and not kernels.bias.any()
     assert kernels.weight.abs().max() < 2.3 * 192**-0.5
