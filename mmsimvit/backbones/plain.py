@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..layers import run_block
 from .base import Backbone, FeatureInfo, Layer
 
-OUT_TYPES = ('featmap', 'cls_token')
+OUT_TYPES = ('featmap', 'cls_token', 'raw')
 
 
 class PlainBackbone(Backbone):
@@ -27,7 +27,8 @@ class PlainBackbone(Backbone):
         frozen_stages: 0 freezes the stem, which is the patch embedding, the position embedding and the class token; n >= 1
             also the first n blocks, with the norms of their maps.
         out_type: ``featmap`` for maps; ``cls_token`` for the class token ``(B, C)`` of each chosen block instead, which
-            classifiers read, as in MMPreTrain. ``strides`` are those of the maps in both cases.
+            classifiers read, as in MMPreTrain; ``raw`` for all tokens ``(B, N, C)``, the class token first. ``strides`` are
+            those of the maps in all cases.
 
     Attributes:
         blocks: the blocks, which take ``(B, N, C)`` with N = H' W' tokens, one more at the front if there is a class token,
@@ -35,8 +36,8 @@ class PlainBackbone(Backbone):
         norms: norms of chosen maps, by the numbers of their blocks.
 
     Raises:
-        ValueError: also for another ``out_type``, for ``cls_token`` without a class token, and for ``embed_dims`` that are no
-            multiple of ``num_heads``.
+        ValueError: also for another ``out_type``, for ``cls_token`` and ``raw`` without a class token, and for ``embed_dims``
+            that are no multiple of ``num_heads``.
     """
 
     patch_size = 16  # the stride of all maps
@@ -116,12 +117,14 @@ class PlainBackbone(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)``, any H, W >= 1 -> for each of ``out_indices`` the contiguous ``(B, C, H', W')``, H' =
-        ceil(H / stride), W' = ceil(W / stride); with ``out_type='cls_token'`` the class token ``(B, C)``."""
+        ceil(H / stride), W' = ceil(W / stride); with another ``out_type`` the class token ``(B, C)`` or all tokens."""
         return super().forward(x)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)`` -> what ``forward`` gives."""
         tokens, height, width = self.forward_tokens(x)
+        if self.out_type == 'raw':
+            return tuple(tokens)
         if self.out_type == 'cls_token':
             return tuple(out[:, 0] for out in tokens)
         return tuple(self.to_map(out, height, width) for out in tokens)

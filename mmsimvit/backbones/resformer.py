@@ -125,8 +125,8 @@ class ResFormer(PlainBackbone):
         out_indices: blocks, counted from 0; -1 for the last alone.
         drop_path_rate: drop path rate of the last block, as published 0.1, for ``base`` 0.2. The rate grows linearly from 0 at
             the first.
-        out_type: ``featmap`` for maps, ``cls_token`` for the class token, which the published classifier reads. Nothing of the
-            last block's local positions is in that token.
+        out_type: ``featmap`` for maps, ``cls_token`` for the class token, which the published classifier reads, ``raw`` for
+            all tokens. Nothing of the last block's local positions is in the class token.
 
     ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of ``PlainBackbone``, as are the outputs and the errors.
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -95,10 +95,15 @@ def run_block(block: nn.Module, with_cp: bool, x: Tensor, *context: Any) -> Tens
     """``block(x, *context)``, of the shape of ``x``, recomputed in the backward pass if ``with_cp``."""
     if not with_cp or not torch.is_grad_enabled():
         return block(x, *context)
-    norms = [module for module in block.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...
+    return recompute(block, block, x, *context)
+
+
+def recompute(function: Callable, module: nn.Module, *args: Any) -> Any:
+    """``function(*args)``, which runs ``module`` or parts of it, computed again in the backward pass."""
+    norms = [module for module in module.modules() if hasattr(module, 'running_mean')]  # of torch, MMCV ...
     if not norms or torch.compiler.is_compiling():  # whose checkpoints take no such contexts
-        return checkpoint(block, x, *context, use_reentrant=False)
-    return checkpoint(block, x, *context, use_reentrant=False,
+        return checkpoint(function, *args, use_reentrant=False)
+    return checkpoint(function, *args, use_reentrant=False,
                       context_fn=lambda: (nullcontext(), without_statistics(norms)))
 
 

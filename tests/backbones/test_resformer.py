@@ -217,7 +217,7 @@ def test_every_chosen_class_token_is_given():
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(out_type='avg_featmap'), "out_type of ResFormer must be featmap or cls_token, got 'avg_featmap'"),
+    (dict(out_type='avg_featmap'), "out_type of ResFormer must be featmap or cls_token or raw, got 'avg_featmap'"),
     (dict(embed_dims=25), 'embed_dims must be a multiple of its num_heads, got 25 and 3'),
     (dict(embed_dims=27), 'embed_dims must be even, one half for the waves of rows.*, got 27'),
     (dict(window_sizes=(14, None)), r'window_sizes must be one for each of the 3 blocks \(depth\), got 2: \(14, None\)'),
