@@ -20,6 +20,8 @@ STORED = parse(FILE.read_text(encoding='utf-8'))
 SPLITS = dict(train='training', val='validation', test='validation')
 ARCHS = {name: kind.arch_zoo for name, kind in MODELS.module_dict.items()
          if isinstance(kind, type) and issubclass(kind, Backbone) and kind.arch_zoo}
+CLASSIFIERS = ('ImageClassifier', 'MultiResolutionClassifier')
+SIZES = (64, 48, 32)  # where there are several resolutions
 LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
     'CascadeRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 's{last}.loss_cls', 's{last}.loss_bbox', 's{last}.loss_mask'},
@@ -30,12 +32,13 @@ LOSSES = {
     'GFL': {'loss_cls', 'loss_bbox', 'loss_dfl'},
     'EncoderDecoder': {'decode.loss_ce', 'decode.acc_seg'},
     'ImageClassifier': {'loss'},
+    'MultiResolutionClassifier': {'loss', 'loss_consistency'},
 }
 SCORES = {
     **dict.fromkeys(('MaskRCNN', 'CascadeRCNN'), ('coco/bbox_mAP', 'coco/segm_mAP')),
     **dict.fromkeys(('SparseRCNN', 'DeformableDETR', 'RetinaNet', 'ATSS', 'GFL'), ('coco/bbox_mAP', )),
     'EncoderDecoder': ('mIoU', 'mAcc', 'aAcc'),
-    'ImageClassifier': ('accuracy/top1', ),
+    **dict.fromkeys(CLASSIFIERS, ('accuracy/top1', )),
 }
 
 
@@ -94,8 +97,10 @@ def num_classes(model):
 
 def shrink(pipeline):
     for step in pipeline:
-        for branch in step.get('transforms', ()):
+        for index, branch in enumerate(step.get('transforms', ())):
             shrink(branch)
+            if step.type == 'MultiView':
+                branch[0].scale = SIZES[index]
         if step.type in ('RandomResizedCrop', 'ResizeEdge'):
             step.scale = 64
         for key, value in dict(scale=(64, 64), scales=[(64, 64), (96, 96)], crop_size=(64, 64)).items():
@@ -118,6 +123,8 @@ def shrink_model(model):
                     model.backbone[key] = tuple(arch[key])[-2:]
     if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
+    if model.data_preprocessor.get('sizes'):
+        model.data_preprocessor.sizes = SIZES
     if model.data_preprocessor.get('size'):
         model.data_preprocessor.size = (64, 64)
     if model.data_preprocessor.get('pad_size_divisor', 1) > 64:
@@ -127,7 +134,7 @@ def shrink_model(model):
     for head in (model.get('decode_head'), model.get('auxiliary_head')):
         if head:
             head.num_classes = max(head.num_classes, len(CLASSES) + 1)
-    if model.type == 'ImageClassifier':
+    if model.type in CLASSIFIERS:
         model.head.num_classes = max(model.head.num_classes, len(CLASSES))
     if model.type == 'SparseRCNN':
         model.rpn_head.num_proposals = model.test_cfg.rcnn.max_per_img = 20
@@ -196,7 +203,7 @@ def test_neck_and_head_take_the_channels_that_the_backbone_gives(name):
     model = model_zoo.load_config(ROOT / 'configs' / name).model
     with torch.device('meta'):
         channels = MODELS.build({**model.backbone, 'init_cfg': None}).out_channels
-    if model.type == 'ImageClassifier':
+    if model.type in CLASSIFIERS:
         assert model.head.in_channels == channels[-1]
     elif model.get('neck'):
         assert tuple(model.neck.in_channels) == channels

@@ -65,6 +65,29 @@ def draw_curves(work_dir: str | Path, out_file: str | Path) -> None:
     figure.savefig(out_file, dpi=120)
 
 
+def draw_sizes(scores: dict[str, dict[int, list[float]]], metric: str, out_file: str | Path) -> None:
+    """Draw scores over the size of the test images, a line for the mean of several trainings and a band for their range.
+
+    Args:
+        scores: name of a model -> size in pixels -> a score of each training.
+        metric: what the scores are.
+        out_file: where the picture goes.
+    """
+    figure = Figure(figsize=(6, 3.8), layout='constrained')
+    axes = figure.subplots()
+    for name, by_size in scores.items():
+        sizes = sorted(by_size)
+        line, = axes.plot(sizes, [np.mean(by_size[size]) for size in sizes], marker='o')
+        axes.fill_between(sizes, *([bound(by_size[size]) for size in sizes] for bound in (min, max)), color=line.get_color(),
+                          alpha=0.2, linewidth=0)
+        axes.annotate(f' {name}' if len(scores) > 1 else '', (sizes[-1], np.mean(by_size[sizes[-1]])), color=line.get_color(),
+                      va='center')
+    axes.set(xlabel='size of test images (pixels)', ylabel=metric, xticks=sorted(set().union(*scores.values())))
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.savefig(out_file, dpi=120)
+
+
 def draw_detections(config: str | Path, checkpoint: str | Path, out_file: str | Path, num_images: int = 8,
                     columns: int = 2, height: int = 320, score_thr: float = 0.5) -> None:
     """Draw ground truth (left) and predictions (right) of a detector for the first validation images, side by side.
