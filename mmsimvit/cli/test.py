@@ -133,7 +133,10 @@ def evaluate_sizes(cfg: Config, sizes: list[int]) -> dict[str, float]:
     """
     found = {}
     for size in sorted(set(sizes)):
-        found[size] = build_runner(at_size(cfg, size)).test()
+        sized = at_size(cfg, size)
+        # mmengine tells runs of one second apart by these alone.
+        sized.update(work_dir=str(Path(cfg.work_dir) / str(size)), experiment_name=f'{Path(cfg.filename).stem}_{size}')
+        found[size] = build_runner(sized).test()
     if is_main_process():
         metrics = list(next(iter(found.values())))
         table = [['size', *metrics]]

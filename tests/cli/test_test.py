@@ -5,9 +5,10 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmsimvit.cli.test import configure, main, parse_args
+from mmsimvit.cli.test import at_size, configure, main, parse_args
 from mmsimvit.train import main as train
 from tests.conftest import ROOT, options, refusal, run
 
@@ -81,7 +82,6 @@ def test_segmentors_and_classifiers_train_and_test(task, workspace, tmp_path, mo
 @pytest.fixture(scope='module')
 def untrained(tmp_path_factory):
     """A Mask R-CNN checkpoint of the demo's config, with random weights."""
-    from mmengine.config import Config
     cfg = Config.fromfile(DETECTION)
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)
@@ -147,3 +147,35 @@ def test_detectors_without_masks_have_tta(untrained, workspace, tmp_path, monkey
     assert [step.type for step in cfg.test_dataloader.dataset.dataset.pipeline] == ['LoadImageFromFile', 'TestTimeAug']
     monkeypatch.chdir(workspace)
     assert 'coco/bbox_mAP' in main([str(config), str(untrained), '--tta', '--work-dir', str(tmp_path), *options()])
+
+
+def test_images_of_several_sizes():
+    """A crop keeps its ratio to what is resized before it; of a segmentor the short side changes."""
+    def steps(name, size):
+        cfg = at_size(Config.fromfile(ROOT / 'configs' / name), size)
+        pipeline = cfg.test_dataloader.dataset.pipeline
+        return [{key: step[key] for key in ('scale', 'crop_size') if key in step} for step in pipeline]
+
+    assert steps('simvit_t_imagenet.py', 448)[1:3] == [{'scale': 512}, {'crop_size': 448}]
+    assert steps('upernet_simvit_t_ade20k.py', 256)[1] == {'scale': (1024, 256)}
+
+
+def test_scores_at_several_sizes(workspace, tmp_path, monkeypatch):
+    """At the size of the images, the scores are those of a test."""
+    monkeypatch.chdir(workspace)
+    config, checkpoint = tmp_path / 'config.py', tmp_path / 'random.pth'
+    config.write_text(CLASSIFICATION.replace("dict(type='LoadImageFromFile'), ",
+                                             "dict(type='LoadImageFromFile'), dict(type='Resize', scale=32), "))
+    cfg = Config.fromfile(config)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        torch.manual_seed(0)
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoint)
+    words = [str(config), str(checkpoint), '--work-dir', str(tmp_path)]
+    whole = main(words)
+    scores = main([*words, '--sizes', '64', '32', '16'])
+    assert list(scores) == ['16/accuracy/top1', '32/accuracy/top1', '64/accuracy/top1']
+    assert scores['32/accuracy/top1'] == whole['accuracy/top1']
+    assert json.loads((tmp_path / 'sizes.json').read_text())['64'] == {'accuracy/top1': scores['64/accuracy/top1']}
+    assert (tmp_path / 'sizes.png').stat().st_size > 1000
+    for wrong, told in ((['0'], 'must be positive, got 0'), (['32', '--out', 'x.pkl'], 'leave out --out and --show-dir')):
+        assert told in refusal(main, *words, '--sizes', *wrong, cwd=workspace)
