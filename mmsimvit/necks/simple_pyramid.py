@@ -55,22 +55,24 @@ class SimpleFeaturePyramid(BaseModule):
     A map of half the stride is a transposed 2 x 2 convolution with stride 2, which halves the channels too; where one follows
     another, a layer norm and GELU are between them. A map of twice the stride is a 2 x 2 max pooling, which rounds up, so that
     maps of any size will do. Each of the four maps, of the strides 4, 8, 16 and 32, then has a 1 x 1 and a 3 x 3 convolution
-    without bias, each with a layer norm. Further maps are every second pixel of the one before.
+    without bias, each with a layer norm. Further maps are every second pixel of the one before. Heads that begin with stride 8,
+    as RetinaNet's, take ``start_level=1``.
 
     Args:
         in_channels: channels of the backbone's map, alone or in a list.
         stride: of the backbone's map: 4, 8, 16 or 32.
         out_channels: channels of all maps.
-        num_outs: how many maps, of strides from 4 on, each twice the one before; at least 4.
+        num_outs: how many maps, each of twice the stride of the one before; at least up to stride 32.
         halves_channels: whether transposed convolutions halve the channels, as ViTDet's code does, or keep them.
+        start_level: the first map, 0 for that of stride 4 to 3 for that of stride 32; those before it are not made.
         init_cfg: as in mmengine; None for Xavier uniform convolutions, as in MMDetection's ``FPN``, for the paper is silent.
 
     Raises:
-        ValueError: for a stride or a number of maps that are none of these, and for more or fewer maps than one.
+        ValueError: for a stride, a number of maps or a first one that are none of these, and for more or fewer maps than one.
     """
 
     def __init__(self, in_channels: int | Sequence[int], stride: int = 16, out_channels: int = 256, num_outs: int = 5,
-                 halves_channels: bool = True, init_cfg: dict | list[dict] | None = None):
+                 halves_channels: bool = True, start_level: int = 0, init_cfg: dict | list[dict] | None = None):
         super().__init__(init_cfg or dict(type='Xavier', layer='Conv2d', distribution='uniform'))
         channels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
         if len(channels) != 1:
@@ -78,11 +80,13 @@ class SimpleFeaturePyramid(BaseModule):
                              'out_indices=-1')
         if stride not in STRIDES:
             raise ValueError(f'stride must be among {STRIDES}, got {stride}')
-        if num_outs < len(STRIDES):
-            raise ValueError(f'num_outs must be at least {len(STRIDES)}, got {num_outs}')
+        if start_level not in range(len(STRIDES)):
+            raise ValueError(f'start_level must be 0 to {len(STRIDES) - 1}, got {start_level}')
+        if num_outs < len(STRIDES) - start_level:
+            raise ValueError(f'num_outs must be at least {len(STRIDES) - start_level}, got {num_outs}')
         self.num_outs = num_outs
         self.levels = nn.ModuleList()
-        for index in range(len(STRIDES)):
+        for index in range(start_level, len(STRIDES)):
             resample, width = _make_resample(channels[0], STRIDES.index(stride) - index, halves_channels)
             self.levels.append(nn.Sequential(
                 *resample,
@@ -90,13 +94,13 @@ class SimpleFeaturePyramid(BaseModule):
                 nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), ChannelNorm(out_channels)))
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """One map ``(B, C, H, W)`` in a sequence -> ``num_outs`` maps ``(B, out_channels, H', W')``, H' = H * stride / 4 in the
-        first, then half of the one before, rounded up."""
+        """One map ``(B, C, H, W)`` in a sequence -> ``num_outs`` maps ``(B, out_channels, H', W')``, H' = H * stride / 4 in that
+        of stride 4, then half of the one before, rounded up."""
         if len(inputs) != 1:
             raise ValueError(f'{type(self).__name__} takes one map, got {len(inputs)}; a plain backbone gives one with '
                              'out_indices=-1')
         outs = [level(inputs[0]) for level in self.levels]
-        for _ in range(self.num_outs - len(STRIDES)):
+        for _ in range(self.num_outs - len(self.levels)):
             out = outs[-1]
             for dim, index in every_second(out).items():
                 out = out.index_select(dim, index)

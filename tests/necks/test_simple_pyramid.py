@@ -85,6 +85,16 @@ def test_channels_may_be_kept():
         torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize('start_level', [1, 3])
+def test_begins_with_a_later_map(start_level):
+    torch.manual_seed(0)
+    whole = SimpleFeaturePyramid(16, out_channels=8, num_outs=6)
+    neck = SimpleFeaturePyramid(16, out_channels=8, num_outs=6 - start_level, start_level=start_level)
+    neck.levels.load_state_dict(whole.levels[start_level:].state_dict())
+    x = image(1, 16, 5, 7)
+    torch.testing.assert_close(neck([x]), whole([x])[start_level:], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('eps', [1e-6, 0.1])
 def test_heads_of_the_libraries_take_the_norm(eps):
     from mmcv.cnn import ConvModule
@@ -138,6 +148,8 @@ def test_initialisation_is_that_of_fpn():
     (dict(in_channels=[8, 8]), r'in_channels must be those of one map, got \[8, 8\]'),
     (dict(stride=14), r'stride must be among \(4, 8, 16, 32\), got 14'),
     (dict(num_outs=3), 'num_outs must be at least 4, got 3'),
+    (dict(num_outs=2, start_level=1), 'num_outs must be at least 3, got 2'),
+    (dict(start_level=4), 'start_level must be 0 to 3, got 4'),
 ])
 def test_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
