@@ -1,0 +1,2 @@
+_base_ = './maskrcnn_pvt_t_coco.py'
+model = dict(backbone=_base_.backbones.PVT.l.settings)

@@ -1,0 +1,2 @@
+_base_ = './semfpn_pvt_t_ade20k.py'
+model = dict(backbone=_base_.backbones.PVT.l.settings)

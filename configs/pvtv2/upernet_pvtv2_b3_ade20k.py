@@ -1,0 +1,2 @@
+_base_ = './upernet_pvtv2_b2_ade20k.py'
+model = dict(backbone=_base_.backbones.PVTv2.b3.settings)
