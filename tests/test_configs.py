@@ -1,11 +1,16 @@
 """Every config in configs/ says what is stored, and trains and evaluates: real heads, losses and pipelines, on small images."""
+import functools
 import gc
+import importlib.util
+import inspect
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmdet.models.backbones import PyramidVisionTransformer
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 
@@ -40,6 +45,9 @@ SCORES = {
     'EncoderDecoder': ('mIoU', 'mAcc', 'aAcc'),
     **dict.fromkeys(CLASSIFIERS, ('accuracy/top1', )),
 }
+
+
+LIBRARIES = model_zoo.load_config(model_zoo.LIBRARIES).backbones
 
 
 def choose_quick() -> set[str]:
@@ -108,6 +116,19 @@ def shrink(pipeline):
                 step[key] = value[0] if step.type == 'CenterCrop' else value
 
 
+def shrink_library(backbone):
+    """Two blocks in each stage, or in all of a plain one, by the names that the libraries have for them."""
+    sizes = backbone
+    if isinstance(backbone.get('arch'), str):
+        backbone.arch = MODELS.get(backbone.type).arch_zoo[backbone.arch]
+        sizes = backbone.arch
+    for key in ('depths', 'num_layers'):
+        if key in sizes:
+            sizes[key] = [min(depth, 2) for depth in sizes[key]] if isinstance(sizes[key], list) else 2
+    if 'downscale_indices' in sizes:  # which are where the stages of MViT begin
+        sizes.update(num_layers=8, downscale_indices=[2, 4, 6])
+
+
 def shrink_model(model):
     """Heads as they are, on fewer regions, for the generated classes."""
     model.backbone.update(init_cfg=None)
@@ -121,6 +142,8 @@ def shrink_model(model):
             for key in ('windows', 'window_sizes'):  # one for each block
                 if arch.get(key):
                     model.backbone[key] = tuple(arch[key])[-2:]
+    else:
+        shrink_library(model.backbone)
     if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
         model.backbone.drop_path_rate = 0.  # a block that is dropped is not trained
     if model.data_preprocessor.get('sizes'):
@@ -183,7 +206,7 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     assert {loss.format(last=last) for loss in LOSSES[cfg.model.type]} <= set(watch.losses)
     assert all(map(math.isfinite, watch.losses.values())) and watch.losses['loss'] > 0
     trained = set()
-    if cfg.model.backbone.type in ARCHS:  # ResNet begins with branches that are zero
+    if cfg.model.backbone.type != 'mmdet.ResNet':  # which begins with branches that are zero
         trained.add('backbone')
     if cfg.model.type not in ('CascadeRCNN', 'SparseRCNN'):  # on so small images, these have regions of some levels alone
         trained.add('neck')
@@ -198,11 +221,74 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
             assert 0 <= watch.scores[score] <= 100
 
 
+@functools.cache
+def run_library(settings):
+    """The shapes of the maps that a library's backbone makes of 64 x 64 pixels, with few blocks."""
+    backbone = ConfigDict(json.loads(settings))
+    shrink_library(backbone)
+    with model_zoo.without_numbers(), torch.no_grad():
+        return [tuple(out.shape[1:]) for out in MODELS.build(backbone)(torch.rand(2, 3, 64, 64))]
+
+
+def find_maps(backbone):
+    return run_library(json.dumps({**backbone, 'drop_path_rate': 0., 'init_cfg': None}, sort_keys=True))
+
+
+@pytest.mark.parametrize(('paper', 'variant'), [(paper, variant) for paper, rows in LIBRARIES.items() for variant in rows])
+def test_the_table_says_what_maps_the_libraries_backbones_give(paper, variant):
+    row = LIBRARIES[paper][variant]
+    strides = (4, 8, 16, 32) if len(row.channels) == 4 else (16, )
+    assert model_zoo.size_variants(paper)[variant][1:] == (tuple(row.channels), strides)
+    assert find_maps(row.settings) == [(width, 64 // stride, 64 // stride) for width, stride in zip(row.channels, strides)]
+
+
+@pytest.mark.parametrize('paper', LIBRARIES)
+def test_the_table_has_weights_that_the_libraries_link_to(paper):
+    folders = dict(Swin='mmdet/swin', PVT='mmdet/pvt', PVTv2='mmdet/pvt', Twins='mmpretrain/twins', MViTv2='mmpretrain/mvit',
+                   DeiT='mmpretrain/deit')
+    files = {row.settings.init_cfg.checkpoint for row in LIBRARIES[paper].values()}
+    assert len(files) == len(LIBRARIES[paper])
+    linked = ''.join(path.read_text() for path in library_folder(folders[paper]).iterdir() if path.is_file())
+    if paper == 'Swin':  # of which MMDetection has the two smaller
+        linked += (library_folder('mmpretrain/swin_transformer') / 'metafile.yml').read_text()
+    assert [file for file in files if '/'.join(file.split('/')[-2:]) not in linked] == []
+
+
+def library_folder(name):
+    library, folder = name.split('/')
+    return Path(importlib.util.find_spec(library).origin).parent / '.mim/configs' / folder
+
+
+@pytest.mark.parametrize(('paper', 'variant', 'config'), [
+    *(('PVT', variant, f'pvt/retinanet_pvt-{variant}_fpn_1x_coco.py') for variant in 'tsml'),
+    *(('PVTv2', variant, f'pvt/retinanet_pvtv2-{variant}_fpn_1x_coco.py') for variant in ('b0', 'b1', 'b2', 'b3', 'b4', 'b5')),
+    ('Swin', 't', 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'),
+    ('Swin', 's', 'swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco.py'),
+])
+def test_the_table_has_the_settings_of_mmdetections_configs(paper, variant, config):
+    """Where these say nothing, the argument is the default, also of a class that has no other."""
+    row = LIBRARIES[paper][variant]
+    theirs = Config.fromfile(library_folder('mmdet/') / config).model
+    assert theirs.neck.in_channels == row.channels
+    assert row.settings.init_cfg.checkpoint == theirs.backbone.init_cfg.checkpoint
+    assert row.settings.type == f'mmdet.{theirs.backbone.type}'
+    defaults = inspect.signature(PyramidVisionTransformer).parameters if paper != 'Swin' else {}
+    for key in set(row.settings) - {'type', 'init_cfg'}:
+        assert list_or(row.settings[key]) == list_or(theirs.backbone.get(key) or defaults[key].default), key
+
+
+def list_or(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
 @pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith('comparison')])
 def test_neck_and_head_take_the_channels_that_the_backbone_gives(name):
     model = model_zoo.load_config(ROOT / 'configs' / name).model
-    with torch.device('meta'):
-        channels = MODELS.build({**model.backbone, 'init_cfg': None}).out_channels
+    if model.backbone.type in ARCHS:
+        with torch.device('meta'):
+            channels = MODELS.build({**model.backbone, 'init_cfg': None}).out_channels
+    else:
+        channels = tuple(shape[0] for shape in find_maps(model.backbone))
     if model.type in CLASSIFIERS:
         assert model.head.in_channels == channels[-1]
     elif model.get('neck'):

@@ -3,7 +3,6 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
@@ -71,9 +70,8 @@ def show_data(loader: Mapping) -> str:
 
 
 def build_backbone(cfg: Config) -> nn.Module:
-    """Without its numbers; PVT v2 asks its drop path rates for their values."""
-    device = 'cpu' if 'PyramidVisionTransformer' in cfg.model.backbone.type else 'meta'
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+    """Without its numbers."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), model_zoo.without_numbers():
         return MODELS.build({**cfg.model.backbone, 'init_cfg': None})
 
 

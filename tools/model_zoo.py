@@ -6,14 +6,15 @@ their counts, docs/model_zoo.md, and the marked parts of other pages. The counts
 it after adding a config or changing a metafile or a class.
 """
 import argparse
+import contextlib
 import functools
 import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -21,6 +22,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from mmsimvit import generate_shapes
 from mmsimvit.analysis.flops import count_complexity
@@ -28,6 +30,7 @@ from mmsimvit.backbones import Backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS, INDEX, PAGE = ROOT / 'docs/model_zoo.json', ROOT / 'model-index.yml', ROOT / 'docs/model_zoo.md'
+LIBRARIES = ROOT / 'configs/_base_/backbones.py'  # the table of backbones that are the code of the libraries
 SHAPES = dict(mmdet=(800, 1280), mmseg=(512, 512), mmpretrain=(224, 224))  # at which counts are usually given
 TASKS = dict(coco=('Object Detection', 'COCO'), ade20k=('Semantic Segmentation', 'ADE20K'),  # by a word of a config's name
              imagenet=('Image Classification', 'ImageNet-1k'))
@@ -67,13 +70,27 @@ def load_config(path: Path) -> Config:
 
 
 def build(config: Path) -> tuple[Config, nn.Module]:
-    """A config and its model, of whose size nothing is allocated where that can be helped."""
+    """A config and its model, without its numbers where that can be helped."""
     cfg = Config.fromfile(config)
     cfg.model.backbone.init_cfg = None
-    # PVT v2 asks its drop path rates for their values, Deformable DETR its maps for their sizes.
-    device = 'cpu' if any(name in config.name for name in ('pvtv2', 'deformabledetr')) else 'meta'
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+    # Deformable DETR asks its maps for their sizes.
+    place = contextlib.nullcontext() if cfg.model.type == 'DeformableDETR' else without_numbers()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), place:
         return cfg, MODELS.build(cfg.model)
+
+
+class LinspaceOnCPU(TorchFunctionMode):
+    """Lets ``torch.linspace`` make numbers that can be read, whichever device is the default."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **(dict(device='cpu') if func is torch.linspace else {})})
+
+
+@contextlib.contextmanager
+def without_numbers() -> Iterator[None]:
+    """Models that are built here have no memory for their parameters. The libraries' read their drop path rates."""
+    with torch.device('meta'), LinspaceOnCPU():
+        yield
 
 
 def count(config: Path) -> dict[str, Any]:
@@ -163,12 +180,24 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], f'|{"---|" * len(heading)}', *lines[1:]]
 
 
+class Variant(NamedTuple):
+    """What is said of a backbone for dense prediction."""
+    parameters: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 @functools.cache
-def build_variants(system: str) -> dict[str, Backbone]:
-    """The backbone of each variant, without its numbers."""
-    kind = MODELS.get(system)
-    with torch.device('meta'):
-        return {arch: kind(arch) for arch in kind.arch_zoo}
+def size_variants(system: str) -> dict[str, Variant]:
+    """The variants of a system, ours or a library's."""
+    rows = load_config(LIBRARIES).backbones.get(system)
+    with without_numbers():
+        if rows is None:
+            kind = MODELS.get(system)
+            models = {arch: kind(arch) for arch in kind.arch_zoo}
+            return {arch: Variant(count_parameters(model), model.out_channels, model.strides) for arch, model in models.items()}
+        return {name: Variant(count_parameters(MODELS.build({**row.settings, 'init_cfg': None})), tuple(row.channels),
+                              (4, 8, 16, 32) if len(row.channels) > 1 else (16, )) for name, row in rows.items()}
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -186,11 +215,22 @@ def list_systems(index: dict[str, list[dict]]) -> list[str]:
     rows = []
     for collection in index['Collections']:
         name, paper = collection['Name'], collection['Paper']
-        variants = build_variants(collection['Name'])
-        sizes = [count_parameters(model) / 1e6 for model in variants.values()]
+        variants = size_variants(collection['Name'])
+        sizes = [variant.parameters / 1e6 for variant in variants.values()]
+        best = find_best(collection, index) if is_ours(collection) else f'code and results of {name_library(collection)}'
         rows.append((name, f'[{paper["Title"]}]({paper["URL"]})', ', '.join(variants), f'{min(sizes):.1f} to {max(sizes):.1f}',
-                     find_best(collection, index), f'[{name}](docs/model_zoo.md#{name.lower()})'))
+                     best, f'[{name}](docs/model_zoo.md#{name.lower()})'))
     return table(('system', 'paper', 'variants (`arch`)', 'parameters, M', 'best published result', 'configs'), rows)
+
+
+def is_ours(collection: dict[str, Any]) -> bool:
+    """Whether a system is a class of this project, not a library's code."""
+    return collection['Name'] not in load_config(LIBRARIES).backbones
+
+
+def name_library(collection: dict[str, Any]) -> str:
+    """Such as ``MMDetection``, with a link to it."""
+    return f'[{collection["Library"]}]({collection["Code"]["URL"]})'
 
 
 def find_best(collection: dict[str, Any], index: dict[str, list[dict]]) -> str:
@@ -209,9 +249,9 @@ def find_best(collection: dict[str, Any], index: dict[str, list[dict]]) -> str:
 def list_channels(index: dict[str, list[dict]]) -> list[str]:
     """The table of channels and strides: a row for the variants of a system that have the same."""
     rows: dict[tuple[str, str, str], list[str]] = {}
-    for collection in index['Collections']:
-        for arch, model in build_variants(collection['Name']).items():
-            key = collection['Name'], ', '.join(map(str, model.out_channels)), ', '.join(map(str, model.strides))
+    for collection in filter(is_ours, index['Collections']):
+        for arch, variant in size_variants(collection['Name']).items():
+            key = collection['Name'], ', '.join(map(str, variant.channels)), ', '.join(map(str, variant.strides))
             rows.setdefault(key, []).append(arch)
     return table(('backbone', '`arch`', 'channels (`in_channels` of what follows)', 'strides'),
                  [(name, ', '.join(archs), channels, strides) for (name, channels, strides), archs in rows.items()])
@@ -219,7 +259,7 @@ def list_channels(index: dict[str, list[dict]]) -> list[str]:
 
 def list_classes(index: dict[str, list[dict]]) -> list[str]:
     """The classes, as mkdocstrings names them."""
-    kinds = [MODELS.get(collection['Name']) for collection in index['Collections']]
+    kinds = [MODELS.get(collection['Name']) for collection in filter(is_ours, index['Collections'])]
     return [f'::: {kind.__module__}.{kind.__qualname__}' for kind in kinds]
 
 
@@ -229,20 +269,29 @@ def render_page(counts: dict[str, Any], index: dict[str, list[dict]]) -> str:
     number = sum('Reproduced' in entry['Metadata'] for entry in entries.values())
     lines = [HEAD.format(reproduced=f'there are {number}' if number else 'there is none yet')]
     for collection in index['Collections']:
-        name, paper, published = collection['Name'], collection['Paper'], MODELS.get(collection['Name']).published
-        source = ' and '.join(f'`{file}`' for file in collection['Results Source'])
-        origin = 'from its ' + source if source else "the paper's"
+        name, paper = collection['Name'], collection['Paper']
         rows = [path for path in counts if path in entries and entries[path]['In Collection'] == name]
-        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]})', '',
-                  f'- Published code and weights: {name_source(collection)}. The published results are {origin}.',
-                  f'- Variants with published weights: {", ".join(published.released if published else ()) or "none"}.',
-                  f'- Licence of the published code and weights: {collection["License"]}.',
+        lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]})', '', *list_sources(collection),
                   *(f'- {note}' for note in collection.get('Notes', [])), '',
                   *list_variants(collection, rows, counts, entries), '', *list_configs(rows, counts, entries), '']
     lines += ['## Generated images, your own data, comparison',
               'These configs have small heads and short schedules. Nothing was published for them.', '',
               *list_configs([path for path in counts if path not in entries], counts, entries), '']
     return '\n'.join(lines)
+
+
+def list_sources(collection: dict[str, Any]) -> list[str]:
+    """Whose the code, the weights and the results of a system are."""
+    licence = collection['License']
+    if not is_ours(collection):
+        return [f'- Code: {name_library(collection)}, {licence}. Its model zoo has other configs, and results.',
+                '- Weights: those that it links to, pretrained on ImageNet-1k. A training downloads them.']
+    published = MODELS.get(collection['Name']).published
+    source = ' and '.join(f'`{file}`' for file in collection['Results Source'])
+    origin = 'from its ' + source if source else "the paper's"
+    return [f'- Published code and weights: {name_source(collection)}. The published results are {origin}.',
+            f'- Variants with published weights: {", ".join(published.released if published else ()) or "none"}.',
+            f'- Licence of the published code and weights: {licence}.']
 
 
 def list_variants(collection: dict[str, Any], paths: list[str], counts: dict[str, Any],
@@ -253,8 +302,8 @@ def list_variants(collection: dict[str, Any], paths: list[str], counts: dict[str
         if find_task(path) == TASKS['imagenet']:
             classifiers.setdefault(backbone(load_config(ROOT / 'configs' / path)).removesuffix(' (changed)'), path)
     rows = []
-    for arch, model in build_variants(collection['Name']).items():
-        row = [arch, ', '.join(map(str, model.out_channels)), f'{count_parameters(model):,}', '', '', '']
+    for arch, variant in size_variants(collection['Name']).items():
+        row = [arch, ', '.join(map(str, variant.channels)), f'{variant.parameters:,}', '', '', '']
         if config := classifiers.get(f'{collection["Name"]} {arch}'):
             entry = entries[config]
             row[3:] = (gigas(counts[config]['macs']), str(entry['Metadata'].get('Published GMACs', '')),
@@ -285,11 +334,14 @@ def scores(metrics: dict[str, float]) -> str:
 
 
 def backbone(cfg: Config) -> str:
-    """Such as ``SimViT tiny``, ``ResNet 18``, or ``LIT s (changed)`` for other windows or the like in an arch of that size."""
+    """Such as ``SimViT tiny``, ``Swin t``, ``ResNet 18``, or ``LIT s (changed)`` for one of that size with other windows."""
     settings = cfg.model.backbone
     kind, name = MODELS.get(settings.type), settings.type.split('.')[-1]
     if kind is None or not issubclass(kind, Backbone):
-        return f'{name} {settings.get("depth", "")}'.strip()
+        rows = [(f'{system} {variant}', row.settings) for system, variants in cfg.get('backbones', {}).items()
+                for variant, row in variants.items()]
+        found = [label for label, known in rows if {**settings, **known} == settings]
+        return found[0] if found else f'{name} {settings.get("depth", "")}'.strip()
     with torch.device('meta'):
         model = MODELS.build({**settings, 'init_cfg': None})
     variant = model.find_variant()

@@ -94,8 +94,8 @@ class SimpleFeaturePyramid(BaseModule):
                 nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), ChannelNorm(out_channels)))
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """One map ``(B, C, H, W)`` in a sequence -> ``num_outs`` maps ``(B, out_channels, H', W')``, H' = H * stride / 4 in that
-        of stride 4, then half of the one before, rounded up."""
+        """One map ``(B, C, H, W)`` in a sequence -> ``num_outs`` maps ``(B, out_channels, H', W')``; that of stride 4 has
+        H' = H * stride / 4, and each half of the one before, rounded up."""
         if len(inputs) != 1:
             raise ValueError(f'{type(self).__name__} takes one map, got {len(inputs)}; a plain backbone gives one with '
                              'out_indices=-1')
