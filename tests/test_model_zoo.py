@@ -59,6 +59,31 @@ def test_every_system_has_a_metafile_that_says_what_its_class_does():
         assert collections[name]['License'] == kind.published.licence
 
 
+def test_the_backbones_that_are_a_librarys_code_say_so():
+    libraries = {collection['Name']: collection['Library'] for collection in INDEX['Collections'] if 'Library' in collection}
+    rows = model_zoo.load_config(model_zoo.LIBRARIES).backbones
+    assert libraries == {paper: 'MMDetection' if paper in ('Swin', 'PVT', 'PVTv2') else 'MMPreTrain' for paper in rows}
+    for collection in INDEX['Collections']:
+        if library := libraries.get(collection['Name']):
+            assert collection['Code']['URL'] == f'https://github.com/open-mmlab/{library.lower()}'
+            scope = dict(MMDetection='mmdet', MMPreTrain='mmpretrain')[library]
+            assert {row.settings.type.partition('.')[0] for row in rows[collection['Name']].values()} == {scope}
+            assert not any(result['Metrics'] for entry in INDEX['Models'] if entry['In Collection'] == collection['Name']
+                           for result in entry['Results'])  # they are in the library's model zoo
+
+
+@pytest.mark.parametrize(('config', 'label'), [
+    ('swin/retinanet_swin_s_coco.py', 'Swin s'), ('pvtv2/semfpn_pvtv2_b5_ade20k.py', 'PVTv2 b5'),
+    ('twins/maskrcnn_twins_svt_b_coco.py', 'Twins svt_b')])
+def test_a_librarys_backbone_is_named_by_its_row_of_the_table(config, label):
+    cfg = Config.fromfile(ROOT / 'configs' / config)
+    assert model_zoo.backbone(cfg) == label
+    cfg.model.backbone.init_cfg = None
+    assert model_zoo.backbone(cfg) == label
+    cfg.model.backbone.type = 'mmdet.ResNet'
+    assert model_zoo.backbone(cfg) == 'ResNet'
+
+
 def test_mim_reads_the_same():
     """By the package that it reads model-index.yml with: all of the metafiles, and nothing to complain of."""
     read = pytest.importorskip('modelindex.load_model_index').load(str(ROOT / 'model-index.yml'))

@@ -53,6 +53,7 @@ The second table has the configs. Parameters and GMACs are those of the whole mo
 - "reproduced here" results come from trainings with this project: **{reproduced}**.
 - A backbone is "changed" where the model for this task has other windows, tables of biases or norms of maps than the variant.
 - Batch sizes count the images of all GPUs together.
+- Swin, PVT, PVT v2, Twins, MViTv2 and DeiT are the code of MMDetection and MMPreTrain. Here are configs that these lack.
 - An empty cell means that no number was published, or none was reproduced.
 
 [Weights to start from](existing_config.md#weights-to-start-from) says how to load published weights.
@@ -340,7 +341,7 @@ def backbone(cfg: Config) -> str:
     if kind is None or not issubclass(kind, Backbone):
         rows = [(f'{system} {variant}', row.settings) for system, variants in cfg.get('backbones', {}).items()
                 for variant, row in variants.items()]
-        found = [label for label, known in rows if {**settings, **known} == settings]
+        found = [label for label, known in rows if {**settings, **known, 'init_cfg': settings.get('init_cfg')} == settings]
         return found[0] if found else f'{name} {settings.get("depth", "")}'.strip()
     with torch.device('meta'):
         model = MODELS.build({**settings, 'init_cfg': None})
