@@ -234,7 +234,9 @@ def find_maps(backbone):
     return run_library(json.dumps({**backbone, 'drop_path_rate': 0., 'init_cfg': None}, sort_keys=True))
 
 
-@pytest.mark.parametrize(('paper', 'variant'), [(paper, variant) for paper, rows in LIBRARIES.items() for variant in rows])
+@pytest.mark.parametrize(('paper', 'variant'), [
+    pytest.param(paper, variant, marks=[] if variant == next(iter(rows)) else pytest.mark.full)
+    for paper, rows in LIBRARIES.items() for variant in rows])
 def test_the_table_says_what_maps_the_libraries_backbones_give(paper, variant):
     row = LIBRARIES[paper][variant]
     strides = (4, 8, 16, 32) if len(row.channels) == 4 else (16, )
@@ -281,7 +283,9 @@ def list_or(value):
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if not name.startswith('comparison')])
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.full if name.split('/')[0] in map(str.lower, LIBRARIES) else [])
+    for name in CONFIGS if not name.startswith('comparison')])
 def test_neck_and_head_take_the_channels_that_the_backbone_gives(name):
     model = model_zoo.load_config(ROOT / 'configs' / name).model
     if model.backbone.type in ARCHS:
