@@ -109,7 +109,7 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
             program = torch.onnx.export(
                 traced, dynamo=True, verbose=False, dynamic_shapes=dims, input_names=['images'],
                 output_names=['logits'] if exportable.part == 'model' else [f'features_{i}' for i in range(outputs)],
-                custom_translation_table={torch.ops.mmsimvit.central_attention.default: _central_attention})
+                custom_translation_table={torch.ops.mmsimvit.neighborhood_attention.default: _central_attention})
             assert program is not None  # torch gives it where it gets no file
     except Exception as error:  # of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]

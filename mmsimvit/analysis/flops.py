@@ -133,7 +133,7 @@ def _run(original: nn.Module, shape: tuple[int, int], num_proposals: int | None,
     if hasattr(torch.ops.torchvision, 'deform_conv2d'):  # torchvision has no formula for it
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
     outputs: dict[Any, Callable] = dict.fromkeys([*flop_registry, *formulas], _outputs)
-    outputs[torch.ops.mmsimvit.central_attention] = _central_attention_outputs
+    outputs[torch.ops.mmsimvit.neighborhood_attention] = _central_attention_outputs
     flops, activations = (FlopCounterMode(display=False, custom_mapping=mapping) for mapping in (formulas, outputs))
     # PyTorch has no formulas for the fused kernels of a CPU, and the composite form of our operator is elementwise.
     fast_path = torch.backends.mha.get_fastpath_enabled()

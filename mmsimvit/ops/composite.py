@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def central_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
-                      dropout_p: float) -> Tensor:
-    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, as ``mmsimvit.ops.central_attention``."""
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+              dropout_p: float, shifted: bool) -> Tensor:
+    """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, as ``mmsimvit.ops.neighborhood_attention``."""
+    if shifted:
+        return _in_rows(query, key, value, bias, num_heads, kernel_size, scale, dropout_p).to(query.dtype)
     traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
     out = (_in_shifts if traced else _in_tiles)(query, key, value, num_heads, kernel_size, scale, dropout_p)
     return out.to(query.dtype)  # autocast computes sums in float32
@@ -30,6 +32,28 @@ def _in_shifts(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel
     weights = _weights(torch.stack([(query * key[pixels]).sum(-1) for pixels in window], -1), dropout_p)
     out = sum(weights[..., position, None] * value[pixels] for position, pixels in enumerate(window))
     return out.flatten(3)  # type: ignore[union-attr]  # a sum of no tensors would be 0, but windows have pixels
+
+
+def _in_rows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+             dropout_p: float) -> Tensor:
+    """With the window shifted into the map, one row of every window after the other."""
+    taps = torch.arange(kernel_size, device=query.device)
+    places = [torch.arange(size, device=query.device)[:, None] for size in query.shape[1:3]]
+    down, right = ((place - kernel_size // 2).clamp(0, size - kernel_size) + taps
+                   for place, size in zip(places, query.shape[1:3]))
+    query = (query * scale).unflatten(-1, (num_heads, -1))[:, :, :, None]
+    key, value = (x.unflatten(-1, (num_heads, -1)) for x in (key, value))
+    logits = []
+    for row in down.unbind(1):
+        part = (query * key[:, row][:, :, right]).sum(-1)  # (B, H, W, k, heads)
+        if bias is not None:
+            of_rows = bias[:, row - places[0][:, 0] + kernel_size - 1]
+            part = part + of_rows[:, :, right - places[1] + kernel_size - 1].permute(1, 2, 3, 0)
+        logits.append(part)
+    weights = _weights(torch.cat(logits, 3).movedim(3, -1), dropout_p).movedim(-1, 3).unflatten(3, (kernel_size, -1))
+    out = sum((weights[:, :, :, tap, ..., None] * value[:, row][:, :, right]).sum(3)
+              for tap, row in enumerate(down.unbind(1)))
+    return out.flatten(3)  # type: ignore[union-attr]  # a sum of no tensors would be 0, but windows have rows
 
 
 def _in_tiles(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,

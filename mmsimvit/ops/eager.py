@@ -9,12 +9,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import tiles
+
 # Of one map; about ten such buffers are in use. Elsewhere than on a CPU chunks only limit memory, and launches cost.
 CHUNK_BYTES, DEVICE_CHUNK_BYTES = 1 << 20, 1 << 28
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
+def forward(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+            shifted: bool) -> Tensor:
     """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, contiguous."""
+    if shifted:
+        return tiles.forward(query, key, value, bias, num_heads, kernel_size, scale)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     for chunk in _chunks(query, kernel_size):
         if chunk.is_new_shape:
@@ -35,13 +40,17 @@ def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_si
     return out
 
 
-def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
-             grad_query: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
-    """Write the gradients of query, key and value into the last three; all are ``(B, H, W, C)``.
+def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int,
+             scale: float, shifted: bool, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor,
+             grad_bias: Tensor | None) -> None:
+    """Write the gradients of query, key and value, ``(B, H, W, C)``, and of the bias into the last four.
 
     ``[query, grad]`` and ``[key, value]`` lie side by side, so that the weights' logits and the weights' gradients are the dot
     products of one pass with twice the heads, as are the gradients of key and value.
     """
+    if shifted:
+        return tiles.backward(grad, query, key, value, bias, num_heads, kernel_size, scale, grad_query, grad_key, grad_value,
+                              grad_bias)
     reach, channels = kernel_size // 2, query.shape[-1]
     handed_down = query.new_empty(0)
     for chunk in _chunks(query, kernel_size):

@@ -15,16 +15,20 @@ NUM_WARPS = 4
 TILE_NUMBERS = 1024  # of one map in a tile: 8 for each thread; in 32 bits no kernel spills registers for 32 or 64 channels
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float) -> Tensor:
+def forward(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int, scale: float,
+            shifted: bool) -> Tensor:
     """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, contiguous."""
+    if shifted:
+        raise NotImplementedError('the Triton kernels do not shift windows into the map yet; use another backend')
     query, key, value = map(_rows, (query, key, value))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _launch(_forward_kernel, query, num_heads, kernel_size, scale, (query, key, value, out))
     return out
 
 
-def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, num_heads: int, kernel_size: int, scale: float,
-             grad_query: Tensor, grad_key: Tensor, grad_value: Tensor) -> None:
+def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int,
+             scale: float, shifted: bool, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor,
+             grad_bias: Tensor | None) -> None:
     """Write the gradients of query, key and value into the last three; all are ``(B, H, W, C)``."""
     grad, query, key, value = map(_rows, (grad, query, key, value))
     batch, height, width, _ = query.shape

@@ -186,7 +186,7 @@ def test_central_attention_is_counted_in_training(joint):
             central_attention(query, key, value, num_heads=2, kernel_size=5).sum().backward()
     product = 2 * (2 * 5 * 6) * 16 * 25
     assert {str(name): number for name, number in counter.get_flop_counts()['Global'].items()} == {
-        'mmsimvit.central_attention': 2 * product, 'mmsimvit.central_attention_backward': 5 * product}
+        'mmsimvit.neighborhood_attention': 2 * product, 'mmsimvit.neighborhood_attention_backward': 5 * product}
 
 
 def test_inhomogeneous_convolution_is_counted_in_training():

@@ -27,7 +27,7 @@ def results(tensors, upstream, *arguments, **keywords):
     return [out, *torch.autograd.grad(out, tensors, upstream)]
 
 
-def by_hand(query, key, value, num_heads, kernel_size, border='zeros'):
+def by_hand(query, key, value, num_heads, kernel_size, border='zeros', bias=None):
     """One pixel at a time, from the paper's words; or with the window shifted or cut at the border, as others do."""
     out = torch.zeros_like(query)
     batch, height, width, channels = query.shape
@@ -43,7 +43,11 @@ def by_hand(query, key, value, num_heads, kernel_size, border='zeros'):
             if inside or border == 'zeros':
                 keys.append(key[b, r, c, part] if inside else key.new_zeros(dims))
                 values.append(value[b, r, c, part] if inside else value.new_zeros(dims))
-        weights = (torch.stack(keys) @ query[b, row, col, part] / dims**0.5).softmax(0)
+        logits = torch.stack(keys) @ query[b, row, col, part] / dims**0.5
+        if bias is not None:
+            down, right = top - row + kernel_size - 1, left - col + kernel_size - 1
+            logits += bias[head, down:down + kernel_size, right:right + kernel_size].flatten()
+        weights = logits.softmax(0)
         out[b, row, col, part] = weights @ torch.stack(values)
     return out
 
@@ -230,7 +234,7 @@ def test_the_operator_keeps_its_inputs_alone(packed):
 def test_the_operator_is_well_formed(packed):
     query, key, value = (x.requires_grad_() for x in maps(1, 3, 4, 8))
     inputs = [query, torch.cat([key, value], -1).detach().requires_grad_(), None] if packed else [query, key, value]
-    torch.library.opcheck(torch.ops.mmsimvit.central_attention.default, (*inputs, 2, 3, 0.5, 'auto'))
+    torch.library.opcheck(torch.ops.mmsimvit.neighborhood_attention.default, (*inputs, None, 2, 3, 0.5, False, 'auto'))
     tensors = [x for x in inputs if x is not None]
     attend = lambda *x: central_attention(*x, *[None] * packed, 2)  # noqa: E731
     assert torch.autograd.gradcheck(attend, tensors)
