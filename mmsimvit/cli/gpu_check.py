@@ -23,6 +23,7 @@ STEPS = {  # in the order in which they run -> the largest share of the time tha
     'environment': 0.08,
     'correctness': 0.2,
     'speed': 0.12,
+    'shifted': 0.12,
     'backbones': 0.2,
     'demo': 0.2,
     'training_step': 0.12,

@@ -72,8 +72,8 @@ def neighborhood_attention(query: Tensor, key: Tensor, value: Tensor | None, num
         autocast, float32 tensors are taken in the lower precision.
 
     Raises:
-        ValueError: for shapes, dtypes, a head count, a window, a dropout rate or a backend that do not fit, and for maps smaller
-            than the window, which the caller pads.
+        ValueError: for shapes, dtypes, a head count, a window, a dropout rate or a backend that do not fit, and for maps
+            smaller than the window, which the caller pads.
         RuntimeError: if the backend asked for cannot run here.
     """
     return _attend(query, key, value, bias, num_heads, kernel_size, scale, dropout_p, True, backend)
@@ -85,19 +85,19 @@ def _attend(query: Tensor, key: Tensor, value: Tensor | None, bias: Tensor | Non
     scale = _check(query, key, value, bias, num_heads, kernel_size, scale, dropout_p, shifted)
     backend = backends.chosen(backend)
     if (_is_transformed() or (shifted and backends.is_exporting())
-            or (backend == 'auto' and backends.automatic(query.device) in ('composite', *['triton'] * shifted))):
+            or (backend == 'auto' and backends.automatic(query.device) == 'composite')):
         backend = 'composite' if backend != 'reference' else backend
     if backend not in ('reference', 'composite'):
         if not (dropout_p > 0 or torch.onnx.is_in_onnx_export()):
             return _neighborhood_attention(query, key, value, bias, num_heads, kernel_size, scale, shifted, backend)
         if dropout_p > 0 and not torch.compiler.is_compiling():
-            backends.warn_once(f'attention dropout ({dropout_p}) makes central and neighborhood attention several times slower: '
-                               'the fast implementations do not have it, as the published models train without it')
+            backends.warn_once(f'attention dropout ({dropout_p}) makes central and neighborhood attention several times '
+                               'slower: the fast implementations do not have it, as the published models train without it')
     implementation = reference if backend == 'reference' else composite
     return implementation.attention(query, *_key_and_value(key, value), bias, num_heads, kernel_size, scale, dropout_p, shifted)
 
 
-# One opaque operator: tracing and compiling see a single node for any size, and autograd keeps query, key, value and bias alone.
+# One opaque operator: tracing and compiling see a single node for any size, and autograd keeps the inputs alone.
 @torch.library.custom_op(
     'mmsimvit::neighborhood_attention', mutates_args=(),
     schema='(Tensor query, Tensor key, Tensor? value, Tensor? bias, int num_heads, int kernel_size, float scale, bool shifted, '
@@ -249,9 +249,10 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, bias: Tensor | None
         raise ValueError(f'kernel_size must be odd and positive, so that a window has a centre; got {kernel_size}')
     if shifted and (shape[1] < kernel_size or shape[2] < kernel_size):
         raise ValueError(f'a map of {shape[1]} x {shape[2]} pixels has no window of {kernel_size} x {kernel_size}; pad it')
-    if bias is not None and bias.shape != (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1):
-        raise ValueError(f'bias must be (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1), got {tuple(bias.shape)} for '
-                         f'{num_heads} heads and kernel_size {kernel_size}')
+    expected = num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1
+    if bias is not None and bias.shape != expected:
+        raise ValueError(f'bias must be (num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1) = {expected}, got '
+                         f'{tuple(bias.shape)}')
     if not 0 <= dropout_p < 1:
         raise ValueError(f'dropout_p must lie in [0, 1), got {dropout_p}')
     return (channels // num_heads)**-0.5 if scale is None else scale

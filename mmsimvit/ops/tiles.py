@@ -64,13 +64,13 @@ class _Run(NamedTuple):
     first: int  # first key
     extent: int  # keys of a tile
     step: int  # from tile to tile
-    count: int  # tiles
+    tiles: int  # how many
     places: Tensor  # (length, extent), key - query + kernel_size - 1, or 2 * kernel_size - 1 outside of the window
 
     def part(self, start: int, count: int) -> '_Run':
         """Some of its tiles."""
         return self._replace(start=self.start + start * self.step, first=self.first + start * self.step,
-                             count=min(count, self.count - start))
+                             tiles=min(count, self.tiles - start))
 
 
 def _runs(size: int, kernel_size: int, device: torch.device) -> list[_Run]:
@@ -100,7 +100,7 @@ class _Tiles(NamedTuple):
     mask: Tensor  # (heads or 1, queries, keys): the bias, or minus infinity
 
     def queries(self, x: Tensor) -> Tensor:
-        y, x_ = (slice(run.start, run.start + run.count * run.length) for run in (self.rows, self.columns))
+        y, x_ = (slice(run.start, run.start + run.tiles * run.length) for run in (self.rows, self.columns))
         x = x[self.images, y, x_].unflatten(3, (self.num_heads, -1))
         return (x.unflatten(2, (-1, self.columns.length)).unflatten(1, (-1, self.rows.length))
                 .permute(0, 1, 3, 5, 2, 4, 6))
@@ -110,7 +110,7 @@ class _Tiles(NamedTuple):
         x = x[self.images].unflatten(3, (self.num_heads, -1))
         for dim, run, skipped in zip((1, 2), (self.rows, self.columns), first):
             start, step = run.first + skipped * run.step, every * run.step
-            x = x.narrow(dim, start, (run.count - skipped - 1) // every * step + run.extent).unfold(dim, run.extent, step)
+            x = x.narrow(dim, start, (run.tiles - skipped - 1) // every * step + run.extent).unfold(dim, run.extent, step)
         return x.permute(0, 1, 2, 3, 5, 6, 4)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class _Tiles(NamedTuple):
 
     def add(self, pixels: Tensor, total: Tensor) -> None:
         """Sum what belongs to keys; those of every second tile do not overlap."""
-        for i, j in product(range(min(self.rows.count, 2)), range(min(self.columns.count, 2))):
+        for i, j in product(range(min(self.rows.tiles, 2)), range(min(self.columns.tiles, 2))):
             every_second = self.keys(total, (i, j), 2)
             every_second += pixels[:, i::2, j::2].reshape(every_second.shape)
 
@@ -135,9 +135,9 @@ def _chunks(query: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int
         places = (side * rows.places[:, None, :, None] + columns.places[None, :, None, :]).flatten(2).flatten(0, 1)
         mask = table[:, places]
         count = max(limit // (4 * num_heads * places.numel()), 1)  # tiles at once
-        width = min(count, columns.count)
-        height = min(count // width, rows.count)
+        width = min(count, columns.tiles)
+        height = min(count // width, rows.tiles)
         images = max(count // (width * height), 1)
-        for image, y, x in product(range(0, len(query), images), range(0, rows.count, height),
-                                   range(0, columns.count, width)):
+        for image, y, x in product(range(0, len(query), images), range(0, rows.tiles, height),
+                                   range(0, columns.tiles, width)):
             yield _Tiles(slice(image, image + images), rows.part(y, height), columns.part(x, width), num_heads, places, mask)

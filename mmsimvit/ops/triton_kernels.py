@@ -1,4 +1,4 @@
-"""Central attention in Triton: one pass over memory forward, two backward.
+"""Central and neighborhood attention in Triton: one pass over memory forward, two backward.
 
 A program computes one head of a small tile of pixels. The tile's windows overlap, so that all but the first load of a key or
 value come from the caches. Every output is gathered by the program that owns it: no atomics, the same bits in every run.
@@ -18,33 +18,51 @@ TILE_NUMBERS = 1024  # of one map in a tile: 8 for each thread; in 32 bits no ke
 def forward(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int, scale: float,
             shifted: bool) -> Tensor:
     """Three times ``(B, H, W, C)`` -> ``(B, H, W, C)``, contiguous."""
-    if shifted:
-        raise NotImplementedError('the Triton kernels do not shift windows into the map yet; use another backend')
     query, key, value = map(_rows, (query, key, value))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    _launch(_forward_kernel, query, num_heads, kernel_size, scale, (query, key, value, out))
+    _launch(_forward_kernel, query, num_heads, kernel_size, scale, shifted, (query, key, value, out), _table(bias))
     return out
 
 
 def backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, num_heads: int, kernel_size: int,
              scale: float, shifted: bool, grad_query: Tensor, grad_key: Tensor, grad_value: Tensor,
              grad_bias: Tensor | None) -> None:
-    """Write the gradients of query, key and value into the last three; all are ``(B, H, W, C)``."""
+    """Write the gradients of query, key and value, ``(B, H, W, C)``, and of the bias into the last four."""
     grad, query, key, value = map(_rows, (grad, query, key, value))
     batch, height, width, _ = query.shape
     # For every pixel and head: the logits and the weights' gradients of its window, logsumexp, and mean weight gradient.
     scores = query.new_empty(batch, num_heads, 2 * kernel_size**2 + 2, height, width,
                              dtype=torch.promote_types(query.dtype, torch.float32))
-    _launch(_query_gradient_kernel, query, num_heads, kernel_size, scale, (grad, query, key, value, grad_query), scores)
-    _launch(_key_value_gradient_kernel, query, num_heads, kernel_size, scale, (grad, query, grad_key, grad_value), scores)
+    _launch(_query_gradient_kernel, query, num_heads, kernel_size, scale, shifted, (grad, query, key, value, grad_query),
+            _table(bias), scores)
+    _launch(_key_value_gradient_kernel, query, num_heads, kernel_size, scale, shifted, (grad, query, grad_key, grad_value),
+            scores)
+    if grad_bias is not None:
+        grad_bias.copy_(_bias_gradient(scores, kernel_size))
+
+
+def _bias_gradient(scores: Tensor, kernel_size: int) -> Tensor:
+    """Sum the gradients of the logits, which go over what is in ``scores``, for each offset between query and key."""
+    logits, grad_weights, logsumexp, mean = scores.split([kernel_size**2, kernel_size**2, 1, 1], 2)
+    grad_logits = logits.sub_(logsumexp).exp_().mul_(grad_weights.sub_(mean)).sum(0).unflatten(1, (kernel_size, -1))
+    for size in scores.shape[-2:]:  # rows, then columns: (heads, k, ..., size, ...) -> (heads, ..., 2k - 1)
+        pixel, tap = torch.arange(size, device=scores.device), torch.arange(kernel_size, device=scores.device)[:, None]
+        offset = (pixel - kernel_size // 2).clamp(0, size - kernel_size) + tap - pixel + kernel_size - 1
+        is_at = (offset[..., None] == torch.arange(2 * kernel_size - 1, device=scores.device)).to(scores.dtype)
+        grad_logits = torch.tensordot(grad_logits, is_at, ([1, -2], [0, 1]))
+    return grad_logits
+
+
+def _table(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch(kernel: Any, like: Tensor, num_heads: int, kernel_size: int, scale: float, maps: tuple[Tensor, ...],
-            *others: Tensor) -> None:
+def _launch(kernel: Any, like: Tensor, num_heads: int, kernel_size: int, scale: float, shifted: bool,
+            maps: tuple[Tensor, ...], *others: Tensor | None) -> None:
     batch, height, width, channels = like.shape
     dims = channels // num_heads
     constants = tile_constants(dims)
@@ -56,7 +74,7 @@ def _launch(kernel: Any, like: Tensor, num_heads: int, kernel_size: int, scale: 
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(like.device) if like.is_cuda else nullcontext():
         kernel[programs, ](*maps, *others, *strides, height, width, num_heads, *tiles, DIMS=dims, KERNEL_SIZE=kernel_size,
-                           SCALE=scale, DOUBLE=like.dtype == torch.float64, **constants, num_warps=NUM_WARPS)
+                           SHIFTED=shifted, SCALE=scale, DOUBLE=like.dtype == torch.float64, **constants, num_warps=NUM_WARPS)
 
 
 def tile_constants(dims: int) -> dict[str, int]:
@@ -86,16 +104,37 @@ def _inside(row, column, height, width):
     return (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
 
+@triton.jit
+def _first(origin, pixel, size, KERNEL_SIZE: tl.constexpr, SHIFTED: tl.constexpr):
+    """First row or column in the window of a pixel, both counted from the origin."""
+    first = pixel - KERNEL_SIZE // 2
+    if SHIFTED:
+        first = (tl.minimum(tl.maximum(origin + first, 0), size - KERNEL_SIZE) - origin).to(tl.int32)
+    return first
+
+
+@triton.jit
+def _is_seen(position, origin, TILE: tl.constexpr, size, KERNEL_SIZE: tl.constexpr):
+    """Whether keys of a tile can have this position in a window that is not shifted; others are those of shifted windows."""
+    return ((position >= 0) | (origin + TILE > size - KERNEL_SIZE)) & ((position < KERNEL_SIZE) | (origin < KERNEL_SIZE))
+
+
+@triton.jit
+def _bias(bias, down, right, exists, KERNEL_SIZE: tl.constexpr):
+    """Of the keys at these offsets from their queries."""
+    return tl.load(bias + (down + KERNEL_SIZE - 1) * (2 * KERNEL_SIZE - 1) + right + KERNEL_SIZE - 1, exists, 0)
+
+
 # Without these, each new image size would compile other variants, for numbers that divide by 16 and others.
 _kernel = triton.jit(do_not_specialize=['height', 'width', 'num_heads', 'tile_rows', 'tile_columns'])
 
 
 @_kernel
-def _forward_kernel(query, key, value, out,
+def _forward_kernel(query, key, value, out, bias,
                     query_b, query_h, query_w, key_b, key_h, key_w, value_b, value_h, value_w, out_b, out_h, out_w,
                     height, width, num_heads, tile_rows, tile_columns,
-                    DIMS: tl.constexpr, KERNEL_SIZE: tl.constexpr, SCALE: tl.constexpr, DOUBLE: tl.constexpr,
-                    BLOCK_DIMS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
+                    DIMS: tl.constexpr, KERNEL_SIZE: tl.constexpr, SHIFTED: tl.constexpr, SCALE: tl.constexpr,
+                    DOUBLE: tl.constexpr, BLOCK_DIMS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
     image, head, row, column, y, x = _place(height, width, num_heads, tile_rows, tile_columns, TILE_HEIGHT, TILE_WIDTH)
     wide = tl.float64 if DOUBLE else tl.float32
     dim = tl.arange(0, BLOCK_DIMS)[None, :]
@@ -104,37 +143,45 @@ def _forward_kernel(query, key, value, out,
     key += image * key_b + row * key_h + column * key_w + head * DIMS
     value += image * value_b + row * value_h + column * value_w + head * DIMS
     out += image * out_b + row * out_h + column * out_w + head * DIMS
+    if bias is not None:
+        bias += head * (2 * KERNEL_SIZE - 1) * (2 * KERNEL_SIZE - 1)
+    top = _first(row, y, height, KERNEL_SIZE, SHIFTED)
+    left = _first(column, x, width, KERNEL_SIZE, SHIFTED)
 
-    own = _inside(row + y, column + x, height, width)[:, None] & real
+    exists = _inside(row + y, column + x, height, width)
+    own = exists[:, None] & real
     q = tl.load(query + (y * query_h + x * query_w)[:, None] + dim, own, 0).to(wide) * SCALE
     # Softmax in one pass (online): the sums are rescaled whenever a larger logit comes.
     largest = tl.full([TILE_HEIGHT * TILE_WIDTH], float('-inf'), wide)
     total = tl.zeros([TILE_HEIGHT * TILE_WIDTH], wide)
     result = tl.zeros([TILE_HEIGHT * TILE_WIDTH, BLOCK_DIMS], wide)
-    for position in tl.static_range(KERNEL_SIZE * KERNEL_SIZE):
-        ny = y + (position // KERNEL_SIZE - KERNEL_SIZE // 2)
-        nx = x + (position % KERNEL_SIZE - KERNEL_SIZE // 2)
-        seen = _inside(row + ny, column + nx, height, width)[:, None] & real
-        k = tl.load(key + (ny * key_h + nx * key_w)[:, None] + dim, seen, 0).to(wide)
-        v = tl.load(value + (ny * value_h + nx * value_w)[:, None] + dim, seen, 0).to(wide)
-        logit = tl.sum(q * k, 1)  # 0 outside of the map, where it stays in the softmax
-        new_largest = tl.maximum(largest, logit)
-        decay = tl.exp(largest - new_largest)
-        weight = tl.exp(logit - new_largest)
-        largest = new_largest
-        total = total * decay + weight
-        result = result * decay[:, None] + weight[:, None] * v
+    for i in (range if SHIFTED else tl.static_range)(KERNEL_SIZE):
+        for j in (range if SHIFTED else tl.static_range)(KERNEL_SIZE):
+            ny = top + i
+            nx = left + j
+            seen = _inside(row + ny, column + nx, height, width)[:, None] & real
+            k = tl.load(key + (ny * key_h + nx * key_w)[:, None] + dim, seen, 0).to(wide)
+            v = tl.load(value + (ny * value_h + nx * value_w)[:, None] + dim, seen, 0).to(wide)
+            logit = tl.sum(q * k, 1)  # 0 outside of the map, where it stays in the softmax
+            if bias is not None:
+                logit += _bias(bias, ny - y, nx - x, exists, KERNEL_SIZE)
+            new_largest = tl.maximum(largest, logit)
+            decay = tl.exp(largest - new_largest)
+            weight = tl.exp(logit - new_largest)
+            largest = new_largest
+            total = total * decay + weight
+            result = result * decay[:, None] + weight[:, None] * v
     result = result / total[:, None]
     tl.store(out + (y * out_h + x * out_w)[:, None] + dim, result.to(out.dtype.element_ty), own)
 
 
 @_kernel
-def _query_gradient_kernel(grad, query, key, value, grad_query, scores,
+def _query_gradient_kernel(grad, query, key, value, grad_query, bias, scores,
                            grad_b, grad_h, grad_w, query_b, query_h, query_w, key_b, key_h, key_w,
                            value_b, value_h, value_w, grad_query_b, grad_query_h, grad_query_w,
                            height, width, num_heads, tile_rows, tile_columns,
-                           DIMS: tl.constexpr, KERNEL_SIZE: tl.constexpr, SCALE: tl.constexpr, DOUBLE: tl.constexpr,
-                           BLOCK_DIMS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
+                           DIMS: tl.constexpr, KERNEL_SIZE: tl.constexpr, SHIFTED: tl.constexpr, SCALE: tl.constexpr,
+                           DOUBLE: tl.constexpr, BLOCK_DIMS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
     image, head, row, column, y, x = _place(height, width, num_heads, tile_rows, tile_columns, TILE_HEIGHT, TILE_WIDTH)
     wide = tl.float64 if DOUBLE else tl.float32
     dim = tl.arange(0, BLOCK_DIMS)[None, :]
@@ -148,6 +195,10 @@ def _query_gradient_kernel(grad, query, key, value, grad_query, scores,
     plane = height.to(tl.int64) * width
     scores += (image * num_heads + head) * (2 * window + 2) * plane + row * width + column
     pixel = y * width + x
+    if bias is not None:
+        bias += head * (2 * KERNEL_SIZE - 1) * (2 * KERNEL_SIZE - 1)
+    top = _first(row, y, height, KERNEL_SIZE, SHIFTED)
+    left = _first(column, x, width, KERNEL_SIZE, SHIFTED)
 
     exists = _inside(row + y, column + x, height, width)
     own = exists[:, None] & real
@@ -160,24 +211,28 @@ def _query_gradient_kernel(grad, query, key, value, grad_query, scores,
     mean = tl.zeros([TILE_HEIGHT * TILE_WIDTH], wide)
     keys = tl.zeros([TILE_HEIGHT * TILE_WIDTH, BLOCK_DIMS], wide)
     result = tl.zeros([TILE_HEIGHT * TILE_WIDTH, BLOCK_DIMS], wide)
-    for position in tl.static_range(KERNEL_SIZE * KERNEL_SIZE):
-        ny = y + (position // KERNEL_SIZE - KERNEL_SIZE // 2)
-        nx = x + (position % KERNEL_SIZE - KERNEL_SIZE // 2)
-        seen = _inside(row + ny, column + nx, height, width)[:, None] & real
-        k = tl.load(key + (ny * key_h + nx * key_w)[:, None] + dim, seen, 0).to(wide)
-        v = tl.load(value + (ny * value_h + nx * value_w)[:, None] + dim, seen, 0).to(wide)
-        logit = tl.sum(q * k, 1)
-        grad_weight = tl.sum(g * v, 1)
-        tl.store(scores + position * plane + pixel, logit, exists)
-        tl.store(scores + (window + position) * plane + pixel, grad_weight, exists)
-        new_largest = tl.maximum(largest, logit)
-        decay = tl.exp(largest - new_largest)
-        weight = tl.exp(logit - new_largest)
-        largest = new_largest
-        total = total * decay + weight
-        mean = mean * decay + weight * grad_weight
-        keys = keys * decay[:, None] + weight[:, None] * k
-        result = result * decay[:, None] + (weight * grad_weight)[:, None] * k
+    for i in (range if SHIFTED else tl.static_range)(KERNEL_SIZE):
+        for j in (range if SHIFTED else tl.static_range)(KERNEL_SIZE):
+            ny = top + i
+            nx = left + j
+            seen = _inside(row + ny, column + nx, height, width)[:, None] & real
+            k = tl.load(key + (ny * key_h + nx * key_w)[:, None] + dim, seen, 0).to(wide)
+            v = tl.load(value + (ny * value_h + nx * value_w)[:, None] + dim, seen, 0).to(wide)
+            logit = tl.sum(q * k, 1)
+            if bias is not None:
+                logit += _bias(bias, ny - y, nx - x, exists, KERNEL_SIZE)
+            grad_weight = tl.sum(g * v, 1)
+            position = i * KERNEL_SIZE + j
+            tl.store(scores + position * plane + pixel, logit, exists)
+            tl.store(scores + (window + position) * plane + pixel, grad_weight, exists)
+            new_largest = tl.maximum(largest, logit)
+            decay = tl.exp(largest - new_largest)
+            weight = tl.exp(logit - new_largest)
+            largest = new_largest
+            total = total * decay + weight
+            mean = mean * decay + weight * grad_weight
+            keys = keys * decay[:, None] + weight[:, None] * k
+            result = result * decay[:, None] + (weight * grad_weight)[:, None] * k
     mean = mean / total
     result = (result - mean[:, None] * keys) / total[:, None] * SCALE
     tl.store(grad_query + (y * grad_query_h + x * grad_query_w)[:, None] + dim, result.to(grad_query.dtype.element_ty), own)
@@ -190,8 +245,9 @@ def _key_value_gradient_kernel(grad, query, grad_key, grad_value, scores,
                                grad_b, grad_h, grad_w, query_b, query_h, query_w,
                                grad_key_b, grad_key_h, grad_key_w, grad_value_b, grad_value_h, grad_value_w,
                                height, width, num_heads, tile_rows, tile_columns,
-                               DIMS: tl.constexpr, KERNEL_SIZE: tl.constexpr, SCALE: tl.constexpr, DOUBLE: tl.constexpr,
-                               BLOCK_DIMS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr):
+                               DIMS: tl.constexpr, KERNEL_SIZE: tl.constexpr, SHIFTED: tl.constexpr, SCALE: tl.constexpr,
+                               DOUBLE: tl.constexpr, BLOCK_DIMS: tl.constexpr, TILE_HEIGHT: tl.constexpr,
+                               TILE_WIDTH: tl.constexpr):
     image, head, row, column, y, x = _place(height, width, num_heads, tile_rows, tile_columns, TILE_HEIGHT, TILE_WIDTH)
     wide = tl.float64 if DOUBLE else tl.float32
     dim = tl.arange(0, BLOCK_DIMS)[None, :]
@@ -204,24 +260,36 @@ def _key_value_gradient_kernel(grad, query, grad_key, grad_value, scores,
     plane = height.to(tl.int64) * width
     scores += (image * num_heads + head) * (2 * window + 2) * plane + row * width + column
 
+    # At the border, queries further off than the reach of a window see a key, and the windows of these are shifted.
+    more: tl.constexpr = KERNEL_SIZE // 2 if SHIFTED else 0
     result_key = tl.zeros([TILE_HEIGHT * TILE_WIDTH, BLOCK_DIMS], wide)
     result_value = tl.zeros([TILE_HEIGHT * TILE_WIDTH, BLOCK_DIMS], wide)
-    for position in tl.static_range(KERNEL_SIZE * KERNEL_SIZE):
-        # The query in whose window this program's pixel has this position lies on the other side.
-        ny = y - (position // KERNEL_SIZE - KERNEL_SIZE // 2)
-        nx = x - (position % KERNEL_SIZE - KERNEL_SIZE // 2)
-        exists = _inside(row + ny, column + nx, height, width)
-        seen = exists[:, None] & real
-        q = tl.load(query + (ny * query_h + nx * query_w)[:, None] + dim, seen, 0).to(wide)
-        g = tl.load(grad + (ny * grad_h + nx * grad_w)[:, None] + dim, seen, 0).to(wide)
-        pixel = ny * width + nx
-        logit = tl.load(scores + position * plane + pixel, exists, 0)
-        grad_weight = tl.load(scores + (window + position) * plane + pixel, exists, 0)
-        logsumexp = tl.load(scores + 2 * window * plane + pixel, exists, 0)
-        mean = tl.load(scores + (2 * window + 1) * plane + pixel, exists, 0)
-        weight = tl.exp(logit - logsumexp)  # meets zeros of q and g where there is no query
-        result_value += weight[:, None] * g
-        result_key += (weight * (grad_weight - mean))[:, None] * q
+    for i in (range if SHIFTED else tl.static_range)(-more, KERNEL_SIZE + more):
+        if _is_seen(i, row, TILE_HEIGHT, height, KERNEL_SIZE):
+            for j in (range if SHIFTED else tl.static_range)(-more, KERNEL_SIZE + more):
+                if _is_seen(j, column, TILE_WIDTH, width, KERNEL_SIZE):
+                    # The query in whose window this program's pixel has this position lies on the other side.
+                    ny = y - (i - KERNEL_SIZE // 2)
+                    nx = x - (j - KERNEL_SIZE // 2)
+                    exists = _inside(row + ny, column + nx, height, width)
+                    if SHIFTED:
+                        down = y - _first(row, ny, height, KERNEL_SIZE, SHIFTED)
+                        right = x - _first(column, nx, width, KERNEL_SIZE, SHIFTED)
+                        exists = exists & _inside(down, right, KERNEL_SIZE, KERNEL_SIZE)
+                        position = down * KERNEL_SIZE + right
+                    else:
+                        position = i * KERNEL_SIZE + j
+                    seen = exists[:, None] & real
+                    q = tl.load(query + (ny * query_h + nx * query_w)[:, None] + dim, seen, 0).to(wide)
+                    g = tl.load(grad + (ny * grad_h + nx * grad_w)[:, None] + dim, seen, 0).to(wide)
+                    pixel = ny * width + nx
+                    logit = tl.load(scores + position * plane + pixel, exists, 0)
+                    grad_weight = tl.load(scores + (window + position) * plane + pixel, exists, 0)
+                    logsumexp = tl.load(scores + 2 * window * plane + pixel, exists, 0)
+                    mean = tl.load(scores + (2 * window + 1) * plane + pixel, exists, 0)
+                    weight = tl.exp(logit - logsumexp)  # meets zeros of q and g where there is no query
+                    result_value += weight[:, None] * g
+                    result_key += (weight * (grad_weight - mean))[:, None] * q
     own = _inside(row + y, column + x, height, width)[:, None] & real
     tl.store(grad_key + (y * grad_key_h + x * grad_key_w)[:, None] + dim,
              (result_key * SCALE).to(grad_key.dtype.element_ty), own)

@@ -17,12 +17,13 @@ from mmsimvit.ops import triton_kernels
 
 KERNELS = dict(forward=triton_kernels._forward_kernel, query_gradient=triton_kernels._query_gradient_kernel,
                key_value_gradient=triton_kernels._key_value_gradient_kernel)
-MAPS = {'query', 'key', 'value', 'grad', 'out', 'grad_query', 'grad_key', 'grad_value'}
+MAPS = {'query', 'key', 'value', 'grad', 'out', 'grad_query', 'grad_key', 'grad_value', 'bias'}
 
 
-def compile_kernel(kernel, dtype, dims, kernel_size, capability):
-    constants = dict(DIMS=dims, KERNEL_SIZE=kernel_size, SCALE=dims**-0.5, DOUBLE=dtype == 'fp64',
+def compile_kernel(kernel, dtype, dims, kernel_size, capability, shifted=False):
+    constants = dict(DIMS=dims, KERNEL_SIZE=kernel_size, SHIFTED=shifted, SCALE=dims**-0.5, DOUBLE=dtype == 'fp64',
                      **triton_kernels.tile_constants(dims))
+    constants |= {} if shifted or 'bias' not in kernel.arg_names else dict(bias=None)
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: f'*{dtype}' if name in MAPS else '*fp32' if name == 'scores' else 'i32' for name in names}
     signature |= dict.fromkeys(constants, 'constexpr')
@@ -56,4 +57,7 @@ if __name__ == '__main__':
     for (capability, dtype), dims, (name, kernel) in product(((80, 'fp32'), (90, 'bf16')), (32, 64), KERNELS.items()):
         compiled = compile_kernel(kernel, dtype, dims, 3, capability)
         found[f'{name} sm_{capability} {dtype} {dims}'] = resources(compiled, capability)
+        if dims == 32:
+            compiled = compile_kernel(kernel, dtype, dims, 7, capability, shifted=True)
+            found[f'shifted {name} sm_{capability} {dtype} {dims}'] = resources(compiled, capability)
     print(json.dumps(found, indent=1))

@@ -15,8 +15,9 @@ def test_the_kernels_compile_without_spills_and_load_128_bits():
     result = subprocess.run([sys.executable, Path(__file__).with_name('compile_triton_kernels.py')], check=True, text=True,
                             stdout=subprocess.PIPE, env={**os.environ, 'TRITON_INTERPRET': '0'})
     kernels = json.loads(result.stdout)
-    assert len(kernels) == 12
+    assert len(kernels) == 18
     for name, found in kernels.items():
         assert found['spilled_bytes'] == 0, (name, found)
-        assert found['wide_loads'] >= 18, (name, found)  # of the nine neighbours, of two maps
+        # Of the nine neighbours, of two maps; with shifted windows in a loop.
+        assert found['wide_loads'] >= (4 if name.startswith('shifted') else 18), (name, found)
         assert found['registers'] <= 168, (name, found)  # three blocks of 128 threads on a multiprocessor, at least

@@ -1,4 +1,4 @@
-"""Central attention on a GPU: its numbers, its speed, its tiles, and others that compute the same."""
+"""Central and neighborhood attention on a GPU: numbers, speed, tiles, and others that compute the same."""
 import os
 import platform
 import shutil
@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ops import central_attention
+from ...ops import central_attention, neighborhood_attention
 from ..benchmark import published_simvit
 from ..benchmark.measure import time_once
 from . import Settings
 
-STEPS = ('environment', 'correctness', 'speed', 'tiles', 'rivals', 'sanitizer', 'windows')
+STEPS = ('environment', 'correctness', 'speed', 'shifted', 'tiles', 'rivals', 'sanitizer', 'windows')
 STAGES = {1: (200, 336, 64, 1), 2: (100, 168, 128, 2), 3: (50, 84, 320, 5)}  # height, width, channels, heads at 800 x 1344
 TOLERANCES = {torch.bfloat16: 4e-2, torch.float32: 1e-5, torch.float16: 6e-3, torch.float64: 1e-11}
 FORWARD_MAPS, BACKWARD_MAPS = 4, 7  # read and written at least: query, key, value, output; and the gradients of all, with these
@@ -83,14 +83,40 @@ def windows(settings: Settings) -> Iterator[dict[str, Any]]:
         yield dict(case=f'window {kernel}, {str(dtype)[6:]}', **largest_error(dtype, kernel, (32, ), settings))
 
 
-def largest_error(dtype: torch.dtype, kernel: int, dims: Sequence[int], settings: Settings) -> dict[str, Any]:
+def shifted(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Neighborhood attention with a bias: numbers as above, and device time at the stages of DAT++ tiny."""
+    kernel = 3 if settings.rehearse else 7
+    for dtype in list(TOLERANCES)[:1] if settings.rehearse else TOLERANCES:
+        yield dict(case=str(dtype)[6:], **largest_error(dtype, kernel, (32, ), settings, with_bias=True))
+    for stage in (1, ) if settings.rehearse else STAGES:
+        height, width, _, _ = stage_shape(stage, settings)
+        heads = 2**stage
+        query, key, value, _ = tensors = draw(2, height, width, 32 * heads, settings.device, torch.bfloat16)
+        bias = torch.zeros(heads, 2 * kernel - 1, 2 * kernel - 1, dtype=torch.bfloat16, device=settings.device)
+        row: dict[str, Any] = dict(case=f'bfloat16, batch 2, stage {stage}')
+        for name in ('triton', 'composite'):
+            with torch.no_grad():
+                row[f'{name} forward us'] = 1e6 * time_call(
+                    partial(neighborhood_attention, query, key, value, heads, kernel, bias, backend=name), settings)
+            row[f'{name} training us'] = 1e6 * time_call(partial(differentiate, tensors, heads, kernel, name, bias), settings)
+        yield row
+
+
+def largest_error(dtype: torch.dtype, kernel: int, dims: Sequence[int], settings: Settings,
+                  with_bias: bool = False) -> dict[str, Any]:
     """Of Triton's outputs and gradients over the sizes and layouts of the tests, beside what is tolerated."""
     worst, place = 0., ''
     sizes = [(3, 1)] if settings.rehearse else [(1, 1), (1, 6), (3, 1), (5, 4), (9, 10), (67, 90)]
+    bias = None
+    if with_bias:  # whose windows need maps of their size
+        sizes = [(max(height, kernel), max(width, kernel)) for height, width in sizes]
+        generator = torch.Generator(settings.device).manual_seed(1)
+        bias = torch.randn(2, 2 * kernel - 1, 2 * kernel - 1, generator=generator, device=settings.device).to(dtype)
     for size, channels, packed in product(sizes, dims, (False, True)):
         tensors = draw(2, *size, 2 * channels, settings.device, dtype, packed)
-        found = differentiate(tensors, 2, kernel, 'triton')
-        expected = differentiate([x if x is None else x.double() for x in tensors], 2, kernel, 'reference')
+        found = differentiate(tensors, 2, kernel, 'triton', bias)
+        expected = differentiate([x if x is None else x.double() for x in tensors], 2, kernel, 'reference',
+                                 bias if bias is None else bias.double())
         error = max(((a.double() - b).abs() / (1 + b.abs())).nan_to_num(torch.inf).max().item()
                     for a, b in zip(found, expected))
         if error > worst:
@@ -239,12 +265,13 @@ def draw(batch: int, height: int, width: int, channels: int, device: str, dtype:
     return [query.requires_grad_(), key.requires_grad_(), value.requires_grad_(), upstream]
 
 
-def differentiate(tensors: list[Any], heads: int, kernel: int, backend: str) -> list[Tensor]:
-    """The output, ``(B, H, W, C)``, and the gradients of what ``draw`` gave."""
-    inputs: list[Any] = [x if x is None else x.detach() for x in tensors[:-1]]
+def differentiate(tensors: list[Any], heads: int, kernel: int, backend: str, bias: Tensor | None = None) -> list[Tensor]:
+    """The output, ``(B, H, W, C)``, and the gradients of what ``draw`` gave and of the bias, with which windows are shifted."""
+    inputs: list[Any] = [x if x is None else x.detach() for x in (*tensors[:-1], bias)]
     given = [x.requires_grad_() for x in inputs if x is not None]
-    query, key, value = inputs
-    out = central_attention(query, key, value, heads, kernel, backend=backend)
+    query, key, value, bias = inputs
+    out = (central_attention(query, key, value, heads, kernel, backend=backend) if bias is None
+           else neighborhood_attention(query, key, value, heads, kernel, bias, backend=backend))
     return [out, *torch.autograd.grad(out, given, tensors[-1])]
 
 
