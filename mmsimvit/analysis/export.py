@@ -156,13 +156,15 @@ def describe(exportable: Exportable) -> dict:
     return found
 
 
-def _central_attention(query: Any, key: Any, value: Any, num_heads: int, kernel_size: int, scale: float, backend: str) -> Any:
+def _central_attention(query: Any, key: Any, value: Any, bias: None, num_heads: int, kernel_size: int, scale: float,
+                       shifted: bool, backend: str) -> Any:
     """Our operator in ONNX's, for any size: the map meets itself, moved by one position of the window after the other.
 
     Traced from the composite form in Python instead, it would have twice the nodes and take thrice the time to export.
     """
     from onnxscript import opset18
     op: Any = opset18  # whose types do not say of which kind a constant is
+    assert not shifted  # which is traced in its composite form
     reach = kernel_size // 2
     if value is None:
         key, value = op.Split(key, num_outputs=2, axis=-1)

@@ -49,8 +49,8 @@ def count_complexity(model: nn.Module, shape: tuple[int, int], num_proposals: in
     """Count what a model computes for one image.
 
     PyTorch's ``FlopCounterMode`` counts convolutions, linear layers and matrix products. Full attention is counted as its two
-    products over all pixels. The operators of ``mmsimvit.ops`` bring formulas of their own: central attention has two products
-    over ``k * k`` pixels, also where the window reaches over the border. Deformable convolutions count as convolutions.
+    products over all pixels. The operators of ``mmsimvit.ops`` bring formulas of their own: central and neighborhood attention
+    have two products over ``k * k`` pixels, also where the window reaches over the border. Deformable convolutions count as convolutions.
 
     Not counted is elementwise work: norms, softmax, activation functions, biases, additions, the sampling of deformable
     convolutions and deformable attention, resizing and pooling. What follows the heads is not counted either. Activations are
@@ -108,8 +108,9 @@ def _outputs(*_: object, out_shape: torch.Size, **__: object) -> int:
     return prod(out_shape)
 
 
-def _central_attention_outputs(query: torch.Size, key: torch.Size, value: torch.Size | None, num_heads: int, kernel_size: int,
-                               *_: object, out_shape: torch.Size, **__: object) -> int:
+def _neighborhood_attention_outputs(query: torch.Size, key: torch.Size, value: torch.Size | None, bias: torch.Size | None,
+                                    num_heads: int, kernel_size: int, *_: object, out_shape: torch.Size,
+                                    **__: object) -> int:
     return prod(out_shape) + prod(query[:3]) * num_heads * kernel_size**2  # the output and the weights
 
 
@@ -133,7 +134,7 @@ def _run(original: nn.Module, shape: tuple[int, int], num_proposals: int | None,
     if hasattr(torch.ops.torchvision, 'deform_conv2d'):  # torchvision has no formula for it
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
     outputs: dict[Any, Callable] = dict.fromkeys([*flop_registry, *formulas], _outputs)
-    outputs[torch.ops.mmsimvit.neighborhood_attention] = _central_attention_outputs
+    outputs[torch.ops.mmsimvit.neighborhood_attention] = _neighborhood_attention_outputs
     flops, activations = (FlopCounterMode(display=False, custom_mapping=mapping) for mapping in (formulas, outputs))
     # PyTorch has no formulas for the fused kernels of a CPU, and the composite form of our operator is elementwise.
     fast_path = torch.backends.mha.get_fastpath_enabled()

@@ -120,9 +120,10 @@ def _is_seen(position, origin, TILE: tl.constexpr, size, KERNEL_SIZE: tl.constex
 
 
 @triton.jit
-def _bias(bias, down, right, exists, KERNEL_SIZE: tl.constexpr):
+def _bias(bias, head, down, right, exists, KERNEL_SIZE: tl.constexpr):
     """Of the keys at these offsets from their queries."""
-    return tl.load(bias + (down + KERNEL_SIZE - 1) * (2 * KERNEL_SIZE - 1) + right + KERNEL_SIZE - 1, exists, 0)
+    side: tl.constexpr = 2 * KERNEL_SIZE - 1
+    return tl.load(bias + head * side * side + (down + KERNEL_SIZE - 1) * side + right + KERNEL_SIZE - 1, exists, 0)
 
 
 # Without these, each new image size would compile other variants, for numbers that divide by 16 and others.
@@ -143,8 +144,6 @@ def _forward_kernel(query, key, value, out, bias,
     key += image * key_b + row * key_h + column * key_w + head * DIMS
     value += image * value_b + row * value_h + column * value_w + head * DIMS
     out += image * out_b + row * out_h + column * out_w + head * DIMS
-    if bias is not None:
-        bias += head * (2 * KERNEL_SIZE - 1) * (2 * KERNEL_SIZE - 1)
     top = _first(row, y, height, KERNEL_SIZE, SHIFTED)
     left = _first(column, x, width, KERNEL_SIZE, SHIFTED)
 
@@ -164,7 +163,7 @@ def _forward_kernel(query, key, value, out, bias,
             v = tl.load(value + (ny * value_h + nx * value_w)[:, None] + dim, seen, 0).to(wide)
             logit = tl.sum(q * k, 1)  # 0 outside of the map, where it stays in the softmax
             if bias is not None:
-                logit += _bias(bias, ny - y, nx - x, exists, KERNEL_SIZE)
+                logit += _bias(bias, head, ny - y, nx - x, exists, KERNEL_SIZE)
             new_largest = tl.maximum(largest, logit)
             decay = tl.exp(largest - new_largest)
             weight = tl.exp(logit - new_largest)
@@ -195,8 +194,6 @@ def _query_gradient_kernel(grad, query, key, value, grad_query, bias, scores,
     plane = height.to(tl.int64) * width
     scores += (image * num_heads + head) * (2 * window + 2) * plane + row * width + column
     pixel = y * width + x
-    if bias is not None:
-        bias += head * (2 * KERNEL_SIZE - 1) * (2 * KERNEL_SIZE - 1)
     top = _first(row, y, height, KERNEL_SIZE, SHIFTED)
     left = _first(column, x, width, KERNEL_SIZE, SHIFTED)
 
@@ -220,7 +217,7 @@ def _query_gradient_kernel(grad, query, key, value, grad_query, bias, scores,
             v = tl.load(value + (ny * value_h + nx * value_w)[:, None] + dim, seen, 0).to(wide)
             logit = tl.sum(q * k, 1)
             if bias is not None:
-                logit += _bias(bias, ny - y, nx - x, exists, KERNEL_SIZE)
+                logit += _bias(bias, head, ny - y, nx - x, exists, KERNEL_SIZE)
             grad_weight = tl.sum(g * v, 1)
             position = i * KERNEL_SIZE + j
             tl.store(scores + position * plane + pixel, logit, exists)

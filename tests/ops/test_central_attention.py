@@ -322,14 +322,17 @@ def test_the_composite_compiles_once_for_all_sizes(dropout_p):
 @pytest.mark.parametrize('kernel_size', [3, 5])
 @pytest.mark.full
 def test_onnx_for_all_sizes(tmp_path, kernel_size):
+    compare_in_onnx(Attend(kernel_size), sizes(), 2, tmp_path)
+
+
+def compare_in_onnx(attend, inputs, smallest, folder):
+    """Export a module for the first inputs, and run what comes out on all."""
     onnxruntime = pytest.importorskip('onnxruntime')
-    attend = Attend(kernel_size).eval()
-    example = tuple(x.cpu().float() for x in next(sizes()))
-    dims = {1: torch.export.Dim('height', min=2, max=999), 2: torch.export.Dim('width', min=2, max=999)}
-    torch.onnx.export(attend, example, tmp_path / 'op.onnx', dynamo=True, dynamic_shapes=(dims, dims), verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / 'op.onnx')
-    for tensors in sizes():
-        tensors = [x.cpu().float() for x in tensors]
+    attend, (example, *others) = attend.cpu().float().eval(), [tuple(x.cpu().float() for x in y) for y in inputs]
+    dims = {axis: torch.export.Dim(name, min=smallest, max=999) for axis, name in ((1, 'height'), (2, 'width'))}
+    torch.onnx.export(attend, example, folder / 'op.onnx', dynamo=True, dynamic_shapes=(dims, ) * len(example), verbose=False)
+    session = onnxruntime.InferenceSession(folder / 'op.onnx')
+    for tensors in (example, *others):
         out, = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), tensors)})
         torch.testing.assert_close(torch.from_numpy(out), attend(*tensors), rtol=1e-5, atol=1e-5)
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsimvit.ops import neighborhood_attention, tiles
 from tests.conftest import exports
-from tests.ops.test_central_attention import DEVICE, TRITON, by_hand, maps
+from tests.ops.test_central_attention import DEVICE, TRITON, by_hand, compare_in_onnx, maps
 
 SLOW_TRITON = pytest.param('triton', marks=[*TRITON.marks, pytest.mark.full])  # in its interpreter
 
@@ -201,16 +201,7 @@ def test_exports_for_all_sizes(strict):
 @exports
 @pytest.mark.full
 def test_onnx_for_all_sizes(tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    attend = Attend().cpu().float().eval()
-    example = tuple(x.cpu().float() for x in next(sizes()))
-    dims = {1: torch.export.Dim('height', min=3, max=999), 2: torch.export.Dim('width', min=3, max=999)}
-    torch.onnx.export(attend, example, tmp_path / 'op.onnx', dynamo=True, dynamic_shapes=(dims, ) * 3, verbose=False)
-    session = onnxruntime.InferenceSession(tmp_path / 'op.onnx')
-    for tensors in sizes():
-        tensors = [x.cpu().float() for x in tensors]
-        out, = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), tensors)})
-        torch.testing.assert_close(torch.from_numpy(out), attend(*tensors), rtol=1e-5, atol=1e-5)
+    compare_in_onnx(Attend(), sizes(), 3, tmp_path)
 
 
 def test_sizes_without_data():
