@@ -50,7 +50,8 @@ def count_complexity(model: nn.Module, shape: tuple[int, int], num_proposals: in
 
     PyTorch's ``FlopCounterMode`` counts convolutions, linear layers and matrix products. Full attention is counted as its two
     products over all pixels. The operators of ``mmsimvit.ops`` bring formulas of their own: central and neighborhood attention
-    have two products over ``k * k`` pixels, also where the window reaches over the border. Deformable convolutions count as convolutions.
+    have two products over ``k * k`` pixels, also where the window reaches over the border. Deformable convolutions count as
+    convolutions.
 
     Not counted is elementwise work: norms, softmax, activation functions, biases, additions, the sampling of deformable
     convolutions and deformable attention, resizing and pooling. What follows the heads is not counted either. Activations are

@@ -34,8 +34,8 @@ def ran(monkeypatch):
     names = []
     for name in ('reference', 'composite'):
         module = __import__(f'mmsimvit.ops.{name}', fromlist=['_'])
-        original = module.central_attention
-        monkeypatch.setattr(module, 'central_attention', lambda *a, name=name, f=original: names.append(name) or f(*a))
+        original = module.attention
+        monkeypatch.setattr(module, 'attention', lambda *a, name=name, f=original: names.append(name) or f(*a))
     for name in ('eager', 'triton_kernels'):
         module = __import__(f'mmsimvit.ops.{name}', fromlist=['_'])
         original = module.forward
