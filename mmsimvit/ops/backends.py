@@ -57,7 +57,7 @@ def automatic(device: torch.device) -> str:
     reason = why_not_triton(device)
     if reason is None:
         return 'triton'
-    warn_once(f'central attention runs without its Triton kernels, several times slower: {reason}')
+    warn_once(f'central and neighborhood attention run without their Triton kernels, several times slower: {reason}')
     return 'composite'
 
 

@@ -65,7 +65,8 @@ def neighborhood_attention(query: Tensor, key: Tensor, value: Tensor | None, num
             ``key row - query row + kernel_size - 1`` and the likewise column belong to a pair of pixels.
         scale: factor on the logits; ``(C / num_heads) ** -0.5`` if None.
         dropout_p: probability with which an attention weight is set to zero.
-        backend: as in ``central_attention``.
+        backend: as in ``central_attention``, but that ``auto`` is ``eager`` on all devices without Triton, and that
+            ``torch.export`` takes ``composite`` unless it is strict.
 
     Returns:
         ``(B, H, W, C)``, contiguous, in the dtype of ``query``. The softmax is computed in float32 at least. Under
@@ -84,8 +85,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor | None, bias: Tensor | Non
     query, key, value, bias = _autocast(query, key, value, bias)
     scale = _check(query, key, value, bias, num_heads, kernel_size, scale, dropout_p, shifted)
     backend = backends.chosen(backend)
-    if (_is_transformed() or (shifted and backends.is_exporting())
-            or (backend == 'auto' and backends.automatic(query.device) == 'composite')):
+    # Tiles suit all devices. The composite form keeps a hundred maps for the backward pass of 7 x 7 windows.
+    if _is_transformed() or (backends.is_exporting() if shifted
+                             else backend == 'auto' and backends.automatic(query.device) == 'composite'):
         backend = 'composite' if backend != 'reference' else backend
     if backend not in ('reference', 'composite'):
         if not (dropout_p > 0 or torch.onnx.is_in_onnx_export()):

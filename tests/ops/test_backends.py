@@ -82,7 +82,7 @@ def test_a_device_without_triton_takes_the_composite_and_says_so_once(logged, mo
     monkeypatch.setattr(backends, 'why_not_triton', lambda device: 'Triton is not installed')
     assert [backends.automatic(torch.device('cuda')) for _ in range(2)] == ['composite'] * 2
     assert [message for _, message in logged] == [
-        'central attention runs without its Triton kernels, several times slower: Triton is not installed']
+        'central and neighborhood attention run without their Triton kernels, several times slower: Triton is not installed']
 
 
 @pytest.mark.parametrize('compiler', ['gcc', 'clang', None])
