@@ -1,5 +1,6 @@
 """Modules that several backbones share."""
 from .attention import multi_head_attention
+from .cross_shaped_attention import CrossShapedAttention
 from .drop_path import DropPath
 from .ffn import FFN, ConvFFN, InvertedResidual
 from .init import draw_bias, init_as_pvt
@@ -9,7 +10,30 @@ from .position_bias import RelativePositionBias, fit_loaded, spread_rows
 from .stage import Block, Stage, recompute, run_block
 from .windows import mask_padding, merge_windows, split_into_windows
 
-__all__ = ['FFN', 'Block', 'ConvEmbed', 'ConvFFN', 'DropPath', 'InvertedResidual', 'PatchEmbed', 'RelativePositionBias',
-           'Stage', 'crop', 'divide', 'draw_bias', 'fit_loaded', 'init_as_pvt', 'mask_padding', 'merge_windows',
-           'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'recompute', 'run_block', 'split_into_patches',
-           'split_into_windows', 'spread_rows']
+__all__ = [
+           'FFN',
+           'Block',
+           'ConvEmbed',
+           'ConvFFN',
+           'CrossShapedAttention',
+           'DropPath',
+           'InvertedResidual',
+           'PatchEmbed',
+           'RelativePositionBias',
+           'Stage',
+           'crop',
+           'divide',
+           'draw_bias',
+           'fit_loaded',
+           'init_as_pvt',
+           'mask_padding',
+           'merge_windows',
+           'multi_head_attention',
+           'pad_for_patches',
+           'pad_to_multiple',
+           'recompute',
+           'run_block',
+           'split_into_patches',
+           'split_into_windows',
+           'spread_rows',
+]

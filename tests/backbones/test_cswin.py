@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from mmsimvit import CSWin
-from mmsimvit.backbones.cswin import CrossShapedAttention
-from mmsimvit.layers import ConvEmbed
+from mmsimvit.layers import ConvEmbed, CrossShapedAttention
 from mmsimvit.weights import convert_head, convert_state_dict, match
 from tests import golden
 from tests.backbones.table import BACKBONES
