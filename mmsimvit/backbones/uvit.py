@@ -2,15 +2,25 @@
 arXiv 2112.09747)."""
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import isqrt, lcm, sqrt
+from math import lcm, sqrt
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import FFN, Block, crop, divide, fit_loaded, multi_head_attention, pad_to_multiple, run_block
+from ..layers import (
+    FFN,
+    Block,
+    PositionTable,
+    crop,
+    divide,
+    fit_loaded,
+    multi_head_attention,
+    pad_to_multiple,
+    resize,
+    run_block,
+)
 from ..weights import Published
 from .base import FeatureInfo, is_numbers, is_positive, is_sequence
 from .plain import PlainBackbone
@@ -40,51 +50,6 @@ class PatchEmbedding(nn.Module):
         kernels = state_dict.get(f'{prefix}proj.weight')
         if isinstance(kernels, Tensor) and kernels.is_floating_point() and kernels.dim() == 4:
             state_dict[f'{prefix}proj.weight'] = resize(kernels, self.proj.weight.shape[2:])
-
-
-class PositionTable(nn.Module):
-    """A learned vector for each position of a grid, row by row, resized bilinearly to other grids.
-
-    Args:
-        dims: channels.
-        grid: height and width.
-    """
-
-    def __init__(self, dims: int, grid: Sequence[int]):
-        super().__init__()
-        self.grid = grid
-        self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], dims))
-        self.reset_parameters()
-        self.register_load_state_dict_pre_hook(fit_loaded)
-
-    def reset_parameters(self) -> None:
-        """Draw the vectors from a normal distribution with a deviation of one over the root of their channels."""
-        nn.init.normal_(self.table, std=self.table.shape[2]**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        return x + resize_table(self.table, self.grid, x.shape[1:3]).permute(0, 2, 3, 1).to(x.dtype)
-
-    def fit_state_dict(self, state_dict: dict, prefix: str) -> None:
-        """Resize, in place of the entry, a table of another grid, which must be a square."""
-        table = state_dict.get(f'{prefix}table')
-        if not isinstance(table, Tensor) or not table.is_floating_point() or table.dim() != 3:
-            return
-        side = isqrt(table.shape[1])
-        if table.shape[1] != self.table.shape[1] and side**2 == table.shape[1] > 0:
-            state_dict[f'{prefix}table'] = resize_table(table, (side, side), self.grid).flatten(2).transpose(1, 2).contiguous()
-
-
-def resize_table(table: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
-    """``(1, h * w, C)``, where ``grid`` is (h, w) -> ``(1, C, *size)``."""
-    return resize(table.transpose(1, 2).unflatten(2, tuple(grid)), size)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """``(..., h, w)`` -> ``(..., *size)``, bilinear with half-pixel centres, without antialiasing."""
-    if not torch.compiler.is_compiling() and x.shape[2:] == tuple(size):  # comparing would fix a symbol
-        return x
-    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
 
 
 class Attention(nn.Module):
@@ -223,7 +188,8 @@ class UViT(PlainBackbone):
 
     def init_random_weights(self) -> None:
         """Draw the published encoder's initialisation: linear layers Xavier uniform, where query, key and value are layers of
-        their own, the patches' LeCun normal, biases normal with a deviation of 1e-6 in the FFN and zero elsewhere."""
+        their own, the patches' LeCun normal, biases normal with a deviation of 1e-6 in the FFN and zero elsewhere; positions
+        normal with one over the root of the channels."""
         super().init_random_weights()
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -231,6 +197,7 @@ class UViT(PlainBackbone):
                     nn.init.xavier_uniform_(part)
                 if '.ffn.' in name:
                     nn.init.normal_(module.bias, std=1e-6)
+        nn.init.normal_(self.pos_embed.table, std=self.arch['embed_dims']**-0.5)
         kernels: Any = self.patch_embed.proj
         deviation = sqrt(1 / kernels.weight[0].numel()) / 0.8796  # of a normal distribution that is cut at two of these
         nn.init.trunc_normal_(kernels.weight, std=deviation, a=-2 * deviation, b=2 * deviation)

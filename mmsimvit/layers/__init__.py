@@ -7,33 +7,11 @@ from .init import draw_bias, init_as_pvt
 from .padding import crop, divide, pad_for_patches, pad_to_multiple, split_into_patches
 from .patch_embed import ConvEmbed, PatchEmbed
 from .position_bias import RelativePositionBias, fit_loaded, spread_rows
+from .position_table import PositionTable, resize
 from .stage import Block, Stage, recompute, run_block
 from .windows import mask_padding, merge_windows, split_into_windows
 
-__all__ = [
-           'FFN',
-           'Block',
-           'ConvEmbed',
-           'ConvFFN',
-           'CrossShapedAttention',
-           'DropPath',
-           'InvertedResidual',
-           'PatchEmbed',
-           'RelativePositionBias',
-           'Stage',
-           'crop',
-           'divide',
-           'draw_bias',
-           'fit_loaded',
-           'init_as_pvt',
-           'mask_padding',
-           'merge_windows',
-           'multi_head_attention',
-           'pad_for_patches',
-           'pad_to_multiple',
-           'recompute',
-           'run_block',
-           'split_into_patches',
-           'split_into_windows',
-           'spread_rows',
-]
+__all__ = ['FFN', 'Block', 'ConvEmbed', 'ConvFFN', 'CrossShapedAttention', 'DropPath', 'InvertedResidual', 'PatchEmbed',
+           'PositionTable', 'RelativePositionBias', 'Stage', 'crop', 'divide', 'draw_bias', 'fit_loaded', 'init_as_pvt',
+           'mask_padding', 'merge_windows', 'multi_head_attention', 'pad_for_patches', 'pad_to_multiple', 'recompute',
+           'resize', 'run_block', 'split_into_patches', 'split_into_windows', 'spread_rows']

@@ -9,8 +9,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmsimvit import CheckpointError, UViT
 from mmsimvit.analysis.flops import count_complexity
-from mmsimvit.backbones.uvit import cut, join, resize
-from mmsimvit.layers import attention, multi_head_attention
+from mmsimvit.backbones.uvit import cut, join
+from mmsimvit.layers import attention, multi_head_attention, resize
 from tests.conftest import ROOT
 
 SMALL = dict(embed_dims=18, depth=3, num_heads=3, mlp_ratio=2, patch_size=8, grid=(5, 7), windows=(4, 2, 1))
