@@ -61,8 +61,8 @@ class Backbone(BaseModule):
     Args:
         arch: a published variant's name, or a dict of the same keys as the values of ``arch_zoo``.
         in_channels: channels of the input image.
-        out_indices: which maps are returned, counted from 0, ascending; -1 for the last alone. What they do not need is not
-            built.
+        out_indices: which maps are returned, counted from 0, ascending; -1 for the last alone, None for all. What they do not
+            need is not built.
         frozen_stages: -1 freezes nothing, 0 the stem, n >= 1 also the first n stages. Frozen modules have no gradient and
             stay in eval mode.
         drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first.
@@ -87,12 +87,12 @@ class Backbone(BaseModule):
     published: Published | None = None
     init_cfg: Any
 
-    def __init__(self, arch: str | Mapping, in_channels: int, out_indices: int | Sequence[int], frozen_stages: int,
+    def __init__(self, arch: str | Mapping, in_channels: int, out_indices: int | Sequence[int] | None, frozen_stages: int,
                  drop_path_rate: float, with_cp: bool, init_cfg: dict | list[dict] | None, **arch_overrides: Any):
         super().__init__(init_cfg)
         self.arch = self._resolve(arch, arch_overrides)
         maps = self.describe_maps()
-        chosen = len(maps) - 1 if out_indices == -1 else out_indices
+        chosen = range(len(maps)) if out_indices is None else len(maps) - 1 if out_indices == -1 else out_indices
         self.out_indices: tuple[int, ...] = tuple(chosen) if is_sequence(chosen) else (cast(int, chosen), )
         named = [index for index in range(len(maps)) if index in self.out_indices]
         if not named or list(self.out_indices) != named:
