@@ -35,6 +35,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
         CvT,
         DWNet,
         GCViT,
+        GPViT,
         HATNet,
         MPViT,
         MSGTransformer,
@@ -57,6 +58,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     mmcv_ops.install()
 
 __version__ = '0.1.0'
-__all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'HATNet',
-           'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted',
-           'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']
+__all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'GPViT',
+           'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT',
+           'Shunted', 'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config', 'find_config',
+           'generate_shapes']

@@ -6,6 +6,7 @@ from .cswin import CSWin
 from .cvt import CvT
 from .dwnet import DWNet
 from .gcvit import GCViT
+from .gpvit import GPViT
 from .hatnet import HATNet
 from .lit import LIT
 from .mpvit import MPViT
@@ -20,6 +21,6 @@ from .shunted import Shunted
 from .simvit import SimViT
 from .uvit import UViT
 
-__all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'HATNet', 'Layer', 'MPViT',
-           'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT',
-           'UViT']
+__all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'GPViT', 'HATNet', 'Layer',
+           'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted',
+           'SimViT', 'UViT']
