@@ -52,13 +52,13 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     from .config_files import ConfigError, copy_config, find_config
     from .datasets import DataError, generate_shapes
     from .engine import allow_training_checkpoints
-    from .necks import SimpleFeaturePyramid
+    from .necks import QueryPooling, SimpleFeaturePyramid
 
     allow_training_checkpoints()
     mmcv_ops.install()
 
 __version__ = '0.1.0'
 __all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'GPViT',
-           'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT',
-           'Shunted', 'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config', 'find_config',
-           'generate_shapes']
+           'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'QueryPooling', 'RegionViT', 'ResFormer',
+           'ScalableViT', 'Shunted', 'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config',
+           'find_config', 'generate_shapes']

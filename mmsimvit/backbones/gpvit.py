@@ -15,6 +15,7 @@ from ..layers import (
     CrossShapedAttention,
     DropPath,
     PositionTable,
+    as_map,
     conv_norm,
     crop,
     multi_head_attention,
@@ -45,7 +46,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / 8), ceil(W / 8), C)``."""
-        x = self.convs(x.contiguous(memory_format=torch.channels_last))
+        if not torch.compiler.is_compiling():  # where batch norms would ask how strides compare
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.convs(x)
         return self.proj(pad_to_multiple(x, 4)).permute(0, 2, 3, 1)
 
 
@@ -144,7 +147,7 @@ class GroupBlock(nn.Module):
         shape = x.shape[1:3]
         x = x.flatten(1, 2)
         x = self.ungroup(x, self.mixer(self.gather(self.group_token, x)))
-        return F.relu(self.norm(self.conv(x.unflatten(1, shape).permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+        return F.relu(self.norm(self.conv(as_map(x.unflatten(1, shape))))).permute(0, 2, 3, 1)
 
 
 @MODELS.register_module()
@@ -244,6 +247,9 @@ class GPViT(Backbone):
             (r'^ad_norm([1-4])\.', lambda m: f'adapter.norms.{2**(int(m[1]) + 1)}.'),
         ),
         drop=r'^(head|neck)\.',
+        classifiers=('l1', 'l2', 'l3', 'l4'),
+        head=(('head.fc', 'head.fc'), ('neck.norm_query', 'neck.norm')),
+        pooling=(('neck.group_token', 'neck.query'), ('neck.attn.k_proj.weight', 'neck.key.weight')),
     )
     blocks: Any  # an nn.ModuleList and an nn.ModuleDict, whose entries torch's types cannot say
     norms: Any
@@ -292,7 +298,9 @@ class GPViT(Backbone):
         has_adapter = bool(self.arch['adapter_strides'])
         order = [Layer(('patch_embed', 'pos_embed'), 0)]
         if has_adapter:
-            order.append(Layer(('adapter.prior', 'adapter.level_embed'), 0, is_added=True))
+            # That of stride 4 on a line of its own: a checkpoint of fewer maps may be without, and one of more with it.
+            order += [Layer(('adapter.prior', 'adapter.level_embed'), 0, is_added=True),
+                      Layer('adapter.prior.projs.4', 0, is_added=True)]
         for index in range(NUM_STAGES):
             if has_adapter:
                 order.append(Layer(f'adapter.injectors.{index}', index + 1, is_added=True))
@@ -300,7 +308,8 @@ class GPViT(Backbone):
             order.append(Layer(f'adapter.extractors.{index}', index + 1, is_added=True) if has_adapter
                          else Layer(f'norms.{index}', index + 1, is_added=index < NUM_STAGES - 1))
         if has_adapter:
-            order.append(Layer(('adapter.up', 'adapter.norms'), NUM_STAGES, is_added=True))
+            norms = [f'adapter.norms.{stride}' for stride in (4, 8, 16, 32)]
+            order.append(Layer(('adapter.up', *norms), NUM_STAGES, is_added=True))
         return order
 
     def init_random_weights(self) -> None:
@@ -309,7 +318,7 @@ class GPViT(Backbone):
         them."""
         super().init_random_weights()
         if self.adapter is not None:
-            self.adapter.init_weights()
+            self.adapter.init_random_weights()
 
     def no_weight_decay(self) -> set[str]:
         """Also the positions."""

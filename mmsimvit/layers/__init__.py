@@ -1,5 +1,5 @@
 """Modules that several backbones share."""
-from .adapter import Adapter, conv_norm
+from .adapter import Adapter, as_map, conv_norm
 from .attention import multi_head_attention
 from .cross_shaped_attention import CrossShapedAttention
 from .drop_path import DropPath
@@ -13,6 +13,7 @@ from .stage import Block, Stage, recompute, run_block
 from .windows import mask_padding, merge_windows, split_into_windows
 
 __all__ = ['FFN', 'Adapter', 'Block', 'ConvEmbed', 'ConvFFN', 'CrossShapedAttention', 'DropPath', 'InvertedResidual',
-           'PatchEmbed', 'PositionTable', 'RelativePositionBias', 'Stage', 'conv_norm', 'crop', 'divide', 'draw_bias',
-           'fit_loaded', 'init_as_pvt', 'mask_padding', 'merge_windows', 'multi_head_attention', 'pad_for_patches',
-           'pad_to_multiple', 'recompute', 'resize', 'run_block', 'split_into_patches', 'split_into_windows', 'spread_rows']
+           'PatchEmbed', 'PositionTable', 'RelativePositionBias', 'Stage', 'as_map', 'conv_norm', 'crop', 'divide',
+           'draw_bias', 'fit_loaded', 'init_as_pvt', 'mask_padding', 'merge_windows', 'multi_head_attention',
+           'pad_for_patches', 'pad_to_multiple', 'recompute', 'resize', 'run_block', 'split_into_patches',
+           'split_into_windows', 'spread_rows']

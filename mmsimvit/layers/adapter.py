@@ -31,6 +31,13 @@ def conv_norm(in_channels: int, out_channels: int, kernel_size: int, stride: int
             nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
+def as_map(x: Tensor) -> Tensor:
+    """``(B, H, W, C)`` -> ``(B, C, H, W)`` of the same memory; but not in a trace, where a batch norm would ask how the strides
+    compare."""
+    x = x.permute(0, 3, 1, 2)
+    return x.contiguous() if torch.compiler.is_compiling() else x
+
+
 class SpatialPrior(nn.Module):
     """Maps of an image by convolutions.
 
@@ -66,7 +73,7 @@ class DeformableAttention(nn.Module):
         self.value = nn.Linear(dims, dims)
         self.proj = nn.Linear(dims, dims)
 
-    def init_weights(self) -> None:
+    def init_random_weights(self) -> None:
         """Draw the initialisation: heads look in directions around a circle, points one pixel further each, on the border of a
         square; all weights are equal."""
         angle = torch.arange(NUM_HEADS, dtype=torch.float32) * (2 * pi / NUM_HEADS)
@@ -169,7 +176,7 @@ class Adapter(nn.Module):
         """Draw the vectors of the levels from the standard normal distribution."""
         nn.init.normal_(self.level_embed)
 
-    def init_weights(self) -> None:
+    def init_random_weights(self) -> None:
         """Draw the initialisation of convolutions and of attention; linear layers else are the backbone's to draw."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -178,7 +185,7 @@ class Adapter(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, DeformableAttention):
-                module.init_weights()
+                module.init_random_weights()
 
     def forward(self, image: Tensor, x: Tensor, stages: Sequence[Sequence[nn.Module]], with_cp: bool) -> tuple[Tensor, ...]:
         """Run the backbone.
@@ -207,10 +214,10 @@ class Adapter(nn.Module):
                 x = run_block(block, with_cp, x)
             for extractor in extractors:
                 tokens = run_block(extractor, with_cp, tokens, x, of_tokens, shapes)
-        found = {stride: y.permute(0, 3, 1, 2) for stride, y in zip(TOKEN_STRIDES, split_maps(tokens, shapes))}
+        found = {stride: as_map(y) for stride, y in zip(TOKEN_STRIDES, split_maps(tokens, shapes))}
         if self.up is not None:
             found[4] = self.up(found[8]) + maps[4]
-        x = x.permute(0, 3, 1, 2)
+        x = as_map(x)
         return tuple(self.norms[str(stride)](
             found[stride] + (x if stride == STRIDE else resize(x, found[stride].shape[2:]))) for stride in self.strides)
 

@@ -1,13 +1,14 @@
 """Multi-scale deformable attention (Zhu et al., ICLR 2021, arXiv 2010.04159).
 
 MMCV's compiled operator needs a compiler, and its plain form a copy of every sample. Here each output is one weighted sum of
-rows of values, which keeps the rows' numbers and their weights alone.
+rows of values, and what the backward pass needs beside the inputs is computed again.
 """
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .finite import FAR, widen
 
@@ -24,6 +25,12 @@ def deformable_attention(value: Tensor, shapes: Sequence[tuple[int, int]], place
     Returns:
         ``(B, queries, heads * C)``, in the dtype of ``value``, summed in float32 at least; NaN where a place is.
     """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return checkpoint(_attend, value, shapes, places, weights, use_reentrant=False, preserve_rng_state=False)
+    return _attend(value, shapes, places, weights)
+
+
+def _attend(value: Tensor, shapes: Sequence[tuple[int, int]], places: Tensor, weights: Tensor) -> Tensor:
     dtype, (batch, keys, heads, channels), queries = value.dtype, value.shape, places.shape[1]
     value, weights, places = widen(value), widen(weights), widen(places).clamp(-FAR, FAR)
     indices, factors, start = [], [], 0

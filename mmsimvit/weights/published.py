@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import strip_prefix, unwrap
+from .files import strip_module, strip_prefix, unwrap
 from .matching import Match, match
 
 
@@ -22,6 +22,7 @@ class Published(NamedTuple):
     finish: Callable[[dict[str, Tensor]], None] = lambda converted: None  # changes, in place, what is more than names
     classifiers: tuple[str, ...] = ()  # variants that classify as our ImageNet configs do: the mean of the last map, ``head``
     head: tuple[tuple[str, str], ...] = (('head', 'head.fc'), )  # its layers with weight and bias, published and in our configs
+    pooling: tuple[tuple[str, str], ...] = ()  # other tensors of the classifier, likewise
 
     def convert(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published names, without prefix -> ours, to the same tensors."""
@@ -90,8 +91,10 @@ def convert_head(system: str, arch: str, state_dict: Mapping) -> dict[str, Tenso
     if arch not in published.classifiers:
         raise CheckpointError(f'the published classifier of {system} {arch} is another than in our ImageNet config, and its '
                               f'head would give other scores; it is the same for: {", ".join(published.classifiers) or "none"}')
-    names = strip_prefix(unwrap(state_dict))
+    names = strip_module(unwrap(state_dict))
+    names |= strip_prefix(names)  # heads may stand beside the backbone, or without a prefix like it
     ours = {f'{theirs}.{kind}': f'{layer}.{kind}' for theirs, layer in published.head for kind in ('weight', 'bias')}
+    ours |= dict(published.pooling)
     if not ours.keys() <= names.keys():
         raise CheckpointError(f'it has no {" and ".join(ours)}: it is of no classifier')
     return {layer: names[theirs] for theirs, layer in ours.items()}

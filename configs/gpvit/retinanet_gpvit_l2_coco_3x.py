@@ -1,0 +1,6 @@
+_base_ = './retinanet_gpvit_l1_coco_3x.py'
+pretrained = 'checkpoints/gpvit_l2.pth'
+
+model = dict(
+    backbone=dict(arch='l2_retina', init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=[348, 348, 348]))
