@@ -197,7 +197,8 @@ class UViT(PlainBackbone):
                     nn.init.xavier_uniform_(part)
                 if '.ffn.' in name:
                     nn.init.normal_(module.bias, std=1e-6)
-        nn.init.normal_(self.pos_embed.table, std=self.arch['embed_dims']**-0.5)
+        positions: Any = self.pos_embed
+        nn.init.normal_(positions.table, std=self.arch['embed_dims']**-0.5)
         kernels: Any = self.patch_embed.proj
         deviation = sqrt(1 / kernels.weight[0].numel()) / 0.8796  # of a normal distribution that is cut at two of these
         nn.init.trunc_normal_(kernels.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
