@@ -56,6 +56,8 @@ class SpatialPrior(nn.Module):
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         """``(B, C_in, H, W)`` of whole 32 x 32 pixels -> for each stride ``(B, C, H / stride, W / stride)``."""
+        if not torch.compiler.is_compiling():  # as in as_map
+            x = x.contiguous(memory_format=torch.channels_last)
         maps = [self.stem(x)]
         for conv in self.convs:
             maps.append(conv(maps[-1]))
@@ -202,7 +204,7 @@ class Adapter(nn.Module):
         self._check(image)
         maps = self.prior(image)
         shapes = [(image.shape[2] // stride, image.shape[3] // stride) for stride in TOKEN_STRIDES]
-        parts = [maps[stride].permute(0, 2, 3, 1).flatten(1, 2) + embed.to(image.dtype)
+        parts = [maps[stride].permute(0, 2, 3, 1).flatten(1, 2) + embed
                  for stride, embed in zip(TOKEN_STRIDES, self.level_embed)]
         tokens = torch.cat(parts, 1)
         dtype = torch.promote_types(self.level_embed.dtype, torch.float32)
