@@ -36,14 +36,15 @@ class ConvEmbed(nn.Module):
         kernel_size, stride: of the convolution, in pixels.
         padding: zeros on each side; half the kernel if None, so that maps are rounded up.
         eps: of the norm.
+        bias: whether the convolution has one.
     """
 
     def __init__(self, in_channels: int, embed_dims: int, kernel_size: int, stride: int, padding: int | None = None,
-                 eps: float = 1e-5):
+                 eps: float = 1e-5, bias: bool = True):
         super().__init__()
         padding = kernel_size // 2 if padding is None else padding
         self.min_size = kernel_size - 2 * padding
-        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
+        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding, bias=bias)
         self.norm = nn.LayerNorm(embed_dims, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:

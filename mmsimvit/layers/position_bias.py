@@ -18,17 +18,19 @@ class RelativePositionBias(nn.Module):
     Args:
         grid: ``n``, height and width of the grid that the table is for.
         num_heads: attention heads.
+        std: the deviation of the initial table.
     """
 
-    def __init__(self, grid: int, num_heads: int):
+    def __init__(self, grid: int, num_heads: int, std: float = 0.02):
         super().__init__()
+        self.std = std
         self.table = nn.Parameter(torch.empty((2 * grid - 1)**2, num_heads))
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(fit_loaded)
 
     def reset_parameters(self) -> None:
-        """Draw the table from a normal distribution with a deviation of 0.02."""
-        nn.init.trunc_normal_(self.table, std=0.02)
+        """Draw the table from a normal distribution."""
+        nn.init.trunc_normal_(self.table, std=self.std)
 
     def forward(self, height: int, width: int) -> Tensor:
         """The bias ``(num_heads, height * width, height * width)`` of queries (second) and keys (third dimension)."""
