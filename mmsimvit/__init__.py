@@ -29,6 +29,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     from . import mmcv_ops
     from .backbones import (
         CMT,
+        DAT,
         LIT,
         P2T,
         CSWin,
@@ -58,7 +59,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     mmcv_ops.install()
 
 __version__ = '0.1.0'
-__all__ = ['CMT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT', 'GPViT',
-           'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'QueryPooling', 'RegionViT', 'ResFormer',
-           'ScalableViT', 'Shunted', 'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config',
-           'find_config', 'generate_shapes']
+__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT',
+           'GPViT', 'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'QueryPooling', 'RegionViT',
+           'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict',
+           'copy_config', 'find_config', 'generate_shapes']

@@ -4,6 +4,7 @@ from .base import Backbone, FeatureInfo, Layer
 from .cmt import CMT
 from .cswin import CSWin
 from .cvt import CvT
+from .dat import DAT
 from .dwnet import DWNet
 from .gcvit import GCViT
 from .gpvit import GPViT
@@ -21,6 +22,6 @@ from .shunted import Shunted
 from .simvit import SimViT
 from .uvit import UViT
 
-__all__ = ['CMT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'GPViT', 'HATNet', 'Layer',
+__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'GPViT', 'HATNet', 'Layer',
            'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted',
            'SimViT', 'UViT']
