@@ -158,9 +158,10 @@ def _save(ctx: Any, inputs: tuple, output: Tensor | list[Tensor]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _neighborhood_attention_backward(grad, *ctx.saved_tensors, ctx.num_heads, ctx.kernel_size, ctx.scale, ctx.shifted,
+    tensors = ctx.saved_tensors  # which recomputation gives once
+    grads = _neighborhood_attention_backward(grad, *tensors, ctx.num_heads, ctx.kernel_size, ctx.scale, ctx.shifted,
                                              ctx.backend)
-    return *_in_place(grads, ctx.saved_tensors), *[None] * 5
+    return *_in_place(grads, tensors), *[None] * 5
 
 
 def _double_backward(ctx: Any, grads_of_grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
