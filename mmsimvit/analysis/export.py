@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.overrides import TorchFunctionMode
 
+from ..backbones import Backbone
 from ..errors import CheckpointError, ModelError
 from ..files import atomic_write
 from ..models import image_channels, is_a
@@ -22,7 +23,6 @@ from ..weights import as_mmengine_reads, load_file, match, strip_module, strip_p
 
 PARTS = ('backbone', 'neck', 'model')
 INSTALL = 'pip install onnx onnxruntime onnxscript'
-MIN_SIZE = 35  # below, a last map may have one row or column, for which tracing would make a case of its own
 EXPORTS = digit_version(torch.__version__) >= digit_version('2.11')  # between it and 2.6 nothing was tried
 TO_THE_END = 2**62  # of an axis, for ONNX's Slice
 
@@ -95,12 +95,14 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
     """
     path, name = Path(path), type(exportable.model).__name__
     name = name if exportable.part == 'model' else f'the {exportable.part} of {name}'
-    if not static and min(shape) < MIN_SIZE:
-        raise ModelError(f'the traced image must have at least {MIN_SIZE} x {MIN_SIZE} pixels, got {shape[0]} x {shape[1]}; '
+    # With smaller ones, a last map may have one row or column, for which tracing would make a case of its own.
+    least_size = getattr(exportable.model.backbone, 'min_traced_size', Backbone.min_traced_size)
+    if not static and min(shape) < least_size:
+        raise ModelError(f'the traced image must have at least {least_size} x {least_size} pixels, got {shape[0]} x {shape[1]}; '
                          'give a larger --shape, or --static for this one alone')
     image = torch.zeros(1 if static else 2, image_channels(exportable.model), *shape)
     dims = None if static else ({axis: torch.export.Dim(word, min=least) for axis, word, least in (
-        (0, 'batch', 1), (2, 'height', MIN_SIZE), (3, 'width', MIN_SIZE))}, )
+        (0, 'batch', 1), (2, 'height', least_size), (3, 'width', least_size))}, )
     traceable = _make_traceable(copy.deepcopy(exportable))
     try:
         with torch.no_grad(), _for_any_size(), _PoolingOfSinglePixels():

@@ -85,6 +85,7 @@ class Backbone(BaseModule):
     arch_zoo: dict[str, dict] = {}
     arch_rules: dict[str, tuple[str, Callable[[object], bool]]] = {}  # key -> what its value must be, and whether it is
     published: Published | None = None
+    min_traced_size = 35  # of images in traces for any size: with smaller ones, a last map may have one row or column
     init_cfg: Any
 
     def __init__(self, arch: str | Mapping, in_channels: int, out_indices: int | Sequence[int] | None, frozen_stages: int,

@@ -99,19 +99,19 @@ class OffsetNetwork(nn.Module):
         self.proj = nn.Linear(channels, 2, bias=False)
 
     def forward(self, query: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H', W', groups, 2)``, down and right."""
+        """``(B, H, W, C)`` -> ``(B, groups, 2, H', W')``, down and right."""
         conv, bias = self.conv, self.conv.bias
         assert bias is not None  # as it was built
         x = F.conv2d(query.permute(0, 3, 1, 2), conv.weight.repeat(self.groups, 1, 1, 1), bias.repeat(self.groups), conv.stride,
                      conv.padding, groups=query.shape[-1])
         x = x.permute(0, 2, 3, 1).unflatten(-1, (self.groups, conv.out_channels))
-        return self.proj(F.gelu(self.norm(x)))
+        return self.proj(F.gelu(self.norm(x))).flatten(3).permute(0, 3, 1, 2).contiguous().unflatten(1, (self.groups, 2))
 
 
 def place(count: int, offset: float, extent: int, like: Tensor) -> Tensor:
     """``(i + offset) / extent`` of ``count`` rows or columns, on a map that goes from -1 to 1, ``(count, )``."""
     index = torch.arange(count, device=like.device)
-    return (index + offset).to(like.dtype) * 2 / torch.full_like(index, extent) - 1
+    return (index + offset).to(like.dtype) * 2 / torch.full_like(index, extent).clamp(min=1) - 1
 
 
 def sample(maps: Tensor, places: Tensor) -> Tensor:
@@ -170,38 +170,40 @@ class DeformableAttention(nn.Module):
         self.proj = nn.Linear(dims, dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` with two rows and columns or more -> ``(B, H, W, C)``."""
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         batch, height, width, dims = x.shape
         query = self.query(x)
         places, marks = split_finite(self.choose_places(query))
-        maps = x.unflatten(-1, (self.groups, dims // self.groups)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        maps = x.permute(0, 3, 1, 2).contiguous().unflatten(1, (self.groups, dims // self.groups)).flatten(0, 1)
         sampled = sample(maps, places.flatten(0, 1)) + marks.flatten(0, 1).sum(-1)[:, None]
         sampled = sampled.unflatten(0, (batch, self.groups)).flatten(1, 2).flatten(2).transpose(1, 2).to(x.dtype)
         key, value, places = self.key(sampled), self.value(sampled), places.flatten(2, 3)
         offset, less = (0., 1) if self.from_borders else (.5, 0)
-        rows, columns = (place(length, offset, length - less, places) for length in (height, width))
-        return self.proj(self.attend(query, key, value, rows, columns, places))
+        y, x = (place(length, offset, length - less, places) for length in (height, width))
+        # Added to zeros, for a trace asks much of dimensions that are expanded.
+        grid = torch.stack([y[:, None] + torch.zeros_like(x), torch.zeros_like(y)[:, None] + x], -1)
+        return self.proj(self.attend(query, key, value, grid, places))
 
     def choose_places(self, query: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> where each group of channels samples its map, ``(B, groups, H', W', 2)``, y and x."""
-        offset = widen(self.offset(query).permute(0, 3, 1, 2, 4))
-        counts = offset.shape[2:4]
+        offset = widen(self.offset(query))
+        counts = offset.shape[3:]
         extents = [count - 1 for count in counts] if self.from_borders else counts
-        offsets: Sequence[Tensor] = offset.unbind(-1)
+        offsets: Sequence[Tensor] = offset.unbind(2)
         if self.offset_range is not None:
-            offsets = [part.tanh() * self.offset_range / torch.full_like(part, extent)
+            offsets = [part.tanh() * self.offset_range / torch.full_like(part, extent).clamp(min=1)
                        for part, extent in zip(offsets, extents)]
         y, x = (place(count, .5, extent, offset) for count, extent in zip(counts, extents))
         places = torch.stack([y[:, None] + offsets[0], x + offsets[1]], -1)
         return places.clamp(-1, 1) if self.offset_range is None else places
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor, places: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Tensor, places: Tensor) -> Tensor:
         """Attention with position biases.
 
         Args:
             query: ``(B, H, W, C)``.
             key, value: ``(B, M, C)``.
-            rows, columns: coordinates of the queries, ``(H, )`` and ``(W, )``.
+            grid: coordinates of the queries, y and x, ``(H, W, 2)``.
             places: those of the keys, ``(B, groups, M, 2)``.
 
         Returns:
@@ -209,19 +211,17 @@ class DeformableAttention(nn.Module):
         """
         row_bytes = self.num_heads * prod(query.shape[::2]) * key.shape[1] * query.element_size()
         if torch.compiler.is_compiling() or row_bytes * query.shape[1] <= CHUNK_BYTES:
-            return self.attend_rows(query, key, value, rows, columns, places)
+            return self.attend_rows(query, key, value, grid, places)
         step, outs = max(CHUNK_BYTES // row_bytes, 1), []
-        for part, part_rows in zip(query.split(step, 1), rows.split(step)):
-            inputs = (part, key, value, part_rows, columns, places)
+        for part, part_grid in zip(query.split(step, 1), grid.split(step)):
+            inputs = (part, key, value, part_grid, places)
             outs.append(checkpoint(self.attend_rows, *inputs, use_reentrant=False, preserve_rng_state=False)
                         if torch.is_grad_enabled() else self.attend_rows(*inputs))
         return torch.cat(outs, 1)
 
-    def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor, places: Tensor) -> Tensor:
+    def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, grid: Tensor, places: Tensor) -> Tensor:
         """``attend``, all at once."""
-        y, x = places[:, :, None, None].unbind(-1)  # (B, groups, 1, 1, M)
-        y, x = torch.broadcast_tensors(rows[:, None, None] - y, columns[:, None] - x)
-        bias = self.position_bias.at(torch.stack([y, x], -1).flatten(2, 3))
+        bias = self.position_bias.at(grid.flatten(0, 1)[:, None] - places[:, :, None])
         return multi_head_attention(query.flatten(1, 2), key, value, self.num_heads, bias).unflatten(1, query.shape[1:3])
 
 
@@ -359,6 +359,13 @@ class DAT(PyramidBackbone):
                  init_cfg: dict | list[dict] | None = None,
                  **arch_overrides: Any):
         super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
+        if not self.arch['plus']:
+            self.min_traced_size = 64  # as all its maps are rounded down
+        for heads, groups in zip(self.arch['num_heads'], self.arch['groups']):
+            if heads % groups:
+                raise ValueError(f'each of num_heads must be a multiple of its groups, got {heads} and {groups}')
+        if any('N' in kinds for kinds in self.arch['blocks']) and self.arch['window_size'] % 2 == 0:
+            raise ValueError(f'neighborhoods (N in blocks) must have an odd window_size, got {self.arch["window_size"]}')
         self.build_stages()
 
     def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
@@ -391,18 +398,6 @@ class DAT(PyramidBackbone):
     def norm_layer(self, index: int) -> partial | None:
         """A layer norm of the maps that ``map_norms`` names."""
         return partial(nn.LayerNorm, eps=EPS) if index in self.arch['map_norms'] else None
-
-    def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``(B, C, H, W)`` -> the contiguous maps of the stages in ``out_indices``."""
-        shape, up = x.shape[2:], self.arch['plus']
-        least = 33 if up else 64  # with which the last map has two rows and columns
-        if torch.compiler.is_compiling():
-            x = crop(F.pad(x, (0, least - 1, 0, least - 1)), *(torch.sym_max(length, least) for length in shape))
-        elif min(shape) < least:
-            x = F.pad(x, (0, max(least - shape[1], 0), 0, max(least - shape[0], 0)))
-        sizes = [[(length + stride - 1) // stride if up else max(length // stride, 1) for length in shape]
-                 for stride in self.strides]
-        return tuple(crop(out, *size).contiguous() for out, size in zip(super().forward_features(x), sizes))
 
     def init_random_weights(self) -> None:
         """Draw the published random initialisation: all as torch and the layers themselves have it."""
