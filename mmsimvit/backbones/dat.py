@@ -229,7 +229,7 @@ class NeighborhoodAttention(nn.Module):
     """Attention of each pixel to the pixels around it, in a window that is moved into the map at its borders (NAT,
     2204.07143). The table of position biases counts from query to key, where that of windows counts from key to query.
 
-    Maps that are smaller than the window are padded with zeros at the bottom and right. The padding is not masked, as published.
+    Maps smaller than the window are padded with zeros at the bottom and right. The padding is not masked, as published.
     """
 
     def __init__(self, dims: int, num_heads: int, window_size: int):
@@ -278,7 +278,35 @@ def shape_weights(converted: dict[str, Tensor]) -> None:
 
 @MODELS.register_module()
 class DAT(PyramidBackbone):
-    """DAT and DAT++: deformable attention, in turn with attention inside windows (DAT) or neighborhoods (DAT++).
+    """DAT and DAT++: deformable attention, in turn with attention inside windows (DAT) or in neighborhoods (DAT++).
+
+    The outputs are those of the published code: of the classifier of DAT (``tiny``, ``small``, ``base``), which takes 224 x 224
+    pixels alone, and of the detection code of DAT++, with the settings of DAT (``tiny_det``, ``small_det``, ``base_det``) and
+    with its own, on images of any size with two rows and columns in the last map. The two place queries and keys in different
+    ways. On images of other sizes the former compute by their own rules, with windows and tables as the latter have them.
+    Maps of DAT are rounded down, those of DAT++ up. Images and maps that are too small for a convolution without padding get
+    zeros at the bottom and right.
+
+    Args:
+        arch: ``tiny``, ``small``, ``base``, ``tiny_det``, ``small_det``, ``base_det``, ``plus_tiny``, ``plus_small``,
+            ``plus_base``, or a dict of ``embed_dims``, ``depths``, ``num_heads``, ``groups`` (which sample at places of their
+            own; divisors of ``num_heads``) and ``mlp_ratios``, each with one number for every stage; ``blocks``, for each stage
+            the kinds of its blocks, in turn: L for windows, S for shifted windows, N for neighborhoods, D for deformable
+            attention; ``window_size``, rows and columns of a window, or of a neighborhood (then odd); ``offset_strides`` and
+            ``offset_kernels``, for each stage those of the convolution that predicts offsets; ``offset_range``, the largest
+            offset in pixels of the sampled map, times two, or None for places that are kept in the map instead;
+            ``from_borders``, whether places are those of the detection code; ``bias_grids``, for each stage the rows and
+            columns that tables of deformable attention are for; ``plus``, whether embeddings overlap, and blocks have
+            depth-wise convolutions; and ``map_norms``, the stages, from 0, whose maps are normalised. The published
+            classifiers of 384 x 384 pixels have ``bias_grids`` (96, 48, 24, 12), that of DAT a ``window_size`` of 12.
+        in_channels: channels of the input image.
+        drop_path_rate: as published for ImageNet 0.2, 0.3, 0.5 (DAT) and 0.2, 0.4, 0.7 (DAT++).
+
+    ``out_indices``, ``frozen_stages``, ``with_cp`` and ``init_cfg`` are those of ``PyramidBackbone``, as are the errors and,
+    but for the sizes of DAT's maps, the outputs. Tables of other sizes are resampled when they are loaded.
+
+    Raises:
+        ValueError: also for ``num_heads`` that are no multiples of ``groups``, and for neighborhoods of even size.
     """
 
     adds_norms = True
