@@ -98,8 +98,8 @@ def export_onnx(exportable: Exportable, path: str | Path, shape: tuple[int, int]
     # With smaller ones, a last map may have one row or column, for which tracing would make a case of its own.
     least_size = getattr(exportable.model.backbone, 'min_traced_size', Backbone.min_traced_size)
     if not static and min(shape) < least_size:
-        raise ModelError(f'the traced image must have at least {least_size} x {least_size} pixels, got {shape[0]} x {shape[1]}; '
-                         'give a larger --shape, or --static for this one alone')
+        raise ModelError(f'the traced image must have at least {least_size} x {least_size} pixels, '
+                         f'got {shape[0]} x {shape[1]}; give a larger --shape, or --static for this one alone')
     image = torch.zeros(1 if static else 2, image_channels(exportable.model), *shape)
     dims = None if static else ({axis: torch.export.Dim(word, min=least) for axis, word, least in (
         (0, 'batch', 1), (2, 'height', least_size), (3, 'width', least_size))}, )

@@ -27,7 +27,7 @@ from ..layers import (
 from ..ops import neighborhood_attention
 from ..ops.finite import split_finite, widen
 from ..weights import Published
-from .base import is_numbers, is_positive, is_sequence
+from .base import is_positive, is_sequence
 from .pyramid import PyramidBackbone
 
 EPS = 1e-5
