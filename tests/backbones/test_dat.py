@@ -205,7 +205,8 @@ def test_initialisation():
 
 
 @pytest.mark.parametrize(('arch', 'size', 'expected'), [
-    ('tiny_det', (90, 127), [(22, 31), (11, 15), (5, 7), (2, 3)]), ('plus_tiny', (90, 127), [(23, 32), (12, 16), (6, 8), (3, 4)])])
+    ('tiny_det', (90, 127), [(22, 31), (11, 15), (5, 7), (2, 3)]),
+    ('plus_tiny', (90, 127), [(23, 32), (12, 16), (6, 8), (3, 4)])])
 def test_maps_of_dat_are_rounded_down_and_those_of_the_other_up(arch, size, expected):
     with torch.device('meta'):
         model = DAT(arch)
