@@ -3,8 +3,8 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ('train', 'test', 'infer', 'visualize', 'get_flops', 'get_memory', 'benchmark', 'export_onnx', 'convert_checkpoint',
-            'demo', 'doctor', 'gpu_check')
+COMMANDS = ('train', 'test', 'infer', 'visualize', 'swap', 'get_flops', 'get_memory', 'benchmark', 'export_onnx',
+            'convert_checkpoint', 'demo', 'doctor', 'gpu_check')
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from .backbones import Backbone
 from .config_files import find_config
+from .dry_run import is_a
 from .errors import ModelError
 from .weights import as_mmengine_reads, load_file, match_checkpoint, strip_module
 
@@ -204,14 +205,3 @@ def check_topk(model: nn.Module, metrics: Iterable[Any]) -> None:
         if type(metric).__name__ == 'Accuracy' and highest > number:
             raise ModelError(f'the validation asks for top-{highest} accuracy, but the head has {number} classes: set '
                              'topk=(1, ) in the Accuracy of val_evaluator and test_evaluator in the config')
-
-
-def image_channels(model: nn.Module) -> int:
-    """How many channels the images of a model, or of a backbone, have."""
-    backbone = getattr(model, 'backbone', model)
-    return backbone.in_channels if isinstance(backbone, Backbone) else 3
-
-
-def is_a(model: nn.Module, base: str) -> bool:
-    """Whether a model is of a library's class of that name, without importing the library."""
-    return base in {parent.__name__ for parent in type(model).__mro__}

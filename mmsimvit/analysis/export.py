@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..backbones import Backbone
 from ..errors import CheckpointError, ModelError
 from ..files import atomic_write
-from ..models import image_channels, is_a
+from ..dry_run import image_channels, is_a
 from ..weights import as_mmengine_reads, load_file, match, strip_module, strip_prefix
 
 PARTS = ('backbone', 'neck', 'model')

@@ -1,20 +1,17 @@
 """Parameters, multiply-accumulates and activations of a model, by part, without data and without memory for its maps."""
-import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from math import prod
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.model import BaseModel
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from ..dry_run import detector_of, is_a, prepare
 from ..errors import ModelError
-from ..models import image_channels, is_a
 from ..ops.backends import use_backend
 
 Counts = dict[str, dict[Any, int]]  # operators' numbers by the module around them, as FlopCounterMode gives them
@@ -68,6 +65,7 @@ def count_complexity(model: nn.Module, shape: tuple[int, int], num_proposals: in
     Raises:
         ModelError: if the model cannot be run in its libraries' ``tensor`` mode; the message says why.
     """
+    model = detector_of(model)
     notes = ['Not counted: elementwise work (norms, activation functions, softmax, additions), resizing and pooling.']
     if is_a(model, 'BaseDetector'):
         notes.append('Not counted: what follows the heads (decoding of boxes, selection of proposals, NMS, pasting of masks).')
@@ -118,19 +116,7 @@ def _neighborhood_attention_outputs(query: torch.Size, key: torch.Size, value: t
 def _run(original: nn.Module, shape: tuple[int, int], num_proposals: int | None,
          device: str) -> tuple[Counts, Counts, list[tuple[str, int]]]:
     """FLOPs and activations of a copy of the model on a device, and on how many regions each part of a second stage was run."""
-    model: Any = copy.deepcopy(original).to(device).eval().requires_grad_(False)
-    image = torch.rand(1, image_channels(model), *shape, device=device)
-    sizes = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1., 1.))
-    samples: list | None = None
-    rois: list[tuple[str, int]] = []
-    if is_a(model, 'BaseDetector'):
-        from mmdet.structures import DetDataSample
-        samples = [DetDataSample(metainfo=sizes)]
-        if getattr(model, 'roi_head', None) is not None:
-            rois = _fix_proposals(model, image, num_proposals)
-    elif is_a(model, 'BaseSegmentor'):  # whose tensor mode knows neither cascades nor Mask2Former
-        model._forward = lambda inputs, _: model.encode_decode(inputs, [sizes])
-    arguments = (image, samples, 'tensor') if isinstance(model, BaseModel) else (image, )
+    _, run, regions = prepare(original, shape, device, num_proposals)
     formulas = {}
     if hasattr(torch.ops.torchvision, 'deform_conv2d'):  # torchvision has no formula for it
         formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
@@ -142,56 +128,10 @@ def _run(original: nn.Module, shape: tuple[int, int], num_proposals: int | None,
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), use_backend('auto'), flops, activations:
-            model(*arguments)
+            run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return flops.get_flop_counts(), activations.get_flop_counts(), rois
-
-
-def _fix_proposals(model: BaseModel, image: Tensor, num_proposals: int | None) -> list[tuple[str, int]]:
-    """Let a two-stage detector take fixed numbers of proposals and of detections, and leave out the pooling of features.
-
-    Returns:
-        A list that has, once the model has run, what each region was pooled for and how many regions there were.
-    """
-    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-    from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
-    from mmdet.models.roi_heads.roi_extractors.base_roi_extractor import BaseRoIExtractor
-    from mmengine.structures import InstanceData
-    rois: list[tuple[str, int]] = []
-    roi_head = model.roi_head
-
-    def propose(rpn_head: Any, x: Any, *_: object, **__: object) -> list[InstanceData]:
-        rpn_head(x)
-        number = num_proposals or model.test_cfg['rpn']['max_per_img']
-        whole_image = image.new_tensor([[0., 0., image.shape[3], image.shape[2]]])
-        return [InstanceData(bboxes=whole_image.repeat(number, 1))]
-
-    def pool(extractor: Any, feats: tuple[Tensor, ...], regions: Tensor, *_: object, **__: object) -> Tensor:
-        rois.append((names[extractor], len(regions)))
-        return feats[0].new_zeros(len(regions), extractor.out_channels, *extractor.roi_layers[0].output_size)
-
-    def predict_masks(roi_head: Any, *arguments: Any) -> dict[str, Tensor]:
-        *others, regions = arguments
-        masks = type(roi_head)._mask_forward(roi_head, *others, regions[:roi_head.test_cfg['max_per_img']])['mask_preds']
-        return dict(mask_preds=masks.new_zeros(len(regions), *masks.shape[1:]))
-
-    def keep_boxes(bbox_head: Any, sampling_results: Any, bbox_results: dict, batch_img_metas: Any) -> list[InstanceData]:
-        return [InstanceData(bboxes=bbox_results['rois'][:, 1:])]
-
-    names = {module: found[1] for name, module in model.named_modules()
-             if isinstance(module, BaseRoIExtractor) and (found := re.search(r'(\w+)_roi_extractor|$', name))}
-    for extractor in names:
-        extractor.forward = MethodType(pool, extractor)
-    if isinstance(model.rpn_head, BaseDenseHead):
-        model.rpn_head.predict = MethodType(propose, model.rpn_head)
-        if type(roi_head) in (StandardRoIHead, CascadeRoIHead):  # whose tensor mode takes 100, or every proposal
-            roi_head._mask_forward = MethodType(predict_masks, roi_head)
-    else:  # learned proposals (Sparse R-CNN): the tensor mode computes losses, and boxes are refined image by image
-        roi_head.forward = roi_head.predict
-        for bbox_head in roi_head.bbox_head:
-            bbox_head.refine_bboxes = MethodType(keep_boxes, bbox_head)
-    return rois
+    return flops.get_flop_counts(), activations.get_flop_counts(), regions
 
 
 def _table(model: nn.Module, flops: Counts, activations: Counts) -> list[Part]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
 
-from ..models import image_channels
+from ..dry_run import image_channels
 from ..ops.ffn import without_chunks
 
 if not torch.cuda.is_available():
