@@ -141,7 +141,7 @@ def _fix_instances(model: Any, image: Tensor) -> None:
 class Misfit(NamedTuple):
     """Why a model cannot run, or would run wrong."""
     line: str
-    kind: str  # channels, maps, strides or other
+    kind: str  # channels, maps, index, strides or other
     name: str = ''  # of the module
     takes: Any = None
     gets: Any = None
@@ -196,25 +196,32 @@ def _watch(original: nn.Module, shape: tuple[int, int], device: str) -> DryRun:
     if isinstance(model.get_submodule(name), nn.Sequential):  # an image encoder, with its neck
         name += '.0'
     names = {module: path for path, module in model.named_modules()}
-    reads, entered, misfits, maps, kept = _Reads(), [], [], [], []
+    reads, active, failed, misfits, maps, kept = _Reads(), [], [], [], [], []
 
-    def enter(module: nn.Module, inputs: tuple) -> None:
-        entered.append((module, inputs))
+    def watched(module: nn.Module, forward: Callable) -> Callable:
+        """A module's forward, which libraries also call past its hooks."""
+        def watch(*args: Any, **kwargs: Any) -> Any:
+            inputs = args or tuple(kwargs.values())
+            if not failed:
+                active.append((module, inputs))
+            misfits.extend(_compare_strides(names[module], module, inputs, shape))
+            try:
+                outputs = forward(*args, **kwargs)
+            except Exception:
+                failed.append(True)
+                raise
+            active.pop()
+            if module is backbone:
+                found = list(outputs if isinstance(outputs, (tuple, list)) else [outputs])
+                maps[:] = maps or found
+                kept.append(found)  # or else another tensor could have the identity of one
+                reads.maps.update({id(one): place for place, one in enumerate(found)})
+            return outputs
+        return watch
 
-    def leave_backbone(module: nn.Module, inputs: tuple, outputs: Any) -> None:
-        found = list(outputs if isinstance(outputs, (tuple, list)) else [outputs])
-        maps[:] = maps or found
-        kept.append(found)  # or else another tensor could have the identity of one
-        reads.maps.update({id(one): place for place, one in enumerate(found)})
-
-    def compare(module: nn.Module, inputs: tuple) -> None:
-        misfits.extend(_compare_strides(names[module], module, inputs, shape))
-
-    for module in model.modules():
-        module.register_forward_pre_hook(enter)
-        module.register_forward_pre_hook(compare)
     backbone = model.get_submodule(name)
-    backbone.register_forward_hook(leave_backbone)
+    for module in model.modules():
+        module.forward = watched(module, module.forward)
     misfit = None
     try:
         with torch.no_grad(), reads:
@@ -229,7 +236,8 @@ def _watch(original: nn.Module, shape: tuple[int, int], device: str) -> DryRun:
                 model.loss([image] * views, [])
         misfit = next(iter(misfits), None)
     except Exception as error:  # of any kind
-        misfit = next((found for found in misfits if found.kind == 'channels'), None) or _explain(error, entered, names)
+        misfit = next((found for found in misfits if found.kind == 'channels'), None) or _explain(error, active, names)
+        misfit = next(iter(misfits), misfit) if misfit.kind == 'other' else misfit
     shapes = [tuple(one.shape) for one in maps if isinstance(one, Tensor)]
     return DryRun(name, [found[1] for found in shapes],
                   [round(shape[0] / found[2]) if len(found) == 4 else 0 for found in shapes], sorted(reads.read), misfit)
@@ -240,24 +248,32 @@ def _heads_of_training(model: nn.Module) -> list[nn.Module]:
     return list(found) if isinstance(found, nn.ModuleList) else [found] if isinstance(found, nn.Module) else []
 
 
-def _explain(error: Exception, entered: list, names: dict) -> Misfit:
+def _explain(error: Exception, active: list, names: dict) -> Misfit:
     """What the innermost module took and got."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if not entered:
+    if not active:
         return Misfit(text, 'other')
-    module, inputs = entered[-1]
+    module, inputs = active[-1]
     name = names[module]
     one = inputs[0] if inputs else None
     if isinstance(one, Tensor):
         takes = getattr(module, 'in_channels', getattr(module, 'in_features', getattr(module, 'num_features', None)))
         gets = one.shape[-1] if isinstance(module, nn.Linear) else one.shape[1] if one.dim() > 1 else None
-        if isinstance(takes, int) and takes != gets:
+        flat = isinstance(module, nn.Linear) and one.dim() == 4  # a map that should have been pooled
+        if isinstance(takes, int) and takes != gets and not flat:
             return Misfit(f'{name} takes {takes} channels, but gets {gets}', 'channels', name, takes, gets)
         return Misfit(f'{name}: {text}', 'other', name)
     if isinstance(one, (tuple, list)) and all(isinstance(part, Tensor) and part.dim() == 4 for part in one):
         takes, gets = getattr(module, 'in_channels', None), [part.shape[1] for part in one]
+        index = getattr(module, 'in_index', None)
+        indices = [*index] if isinstance(index, (list, tuple)) else [index] if isinstance(index, int) else []
+        if not all(-len(gets) <= place < len(gets) for place in indices):
+            return Misfit(f'the in_index of {name} is {index}, but it gets {len(gets)} maps, counted from 0, of {gets} channels',
+                          'index', name, indices, gets)
         if takes is not None:
             return Misfit(f'{name} takes maps of {takes} channels, but gets {gets}', 'maps', name, takes, gets)
+        if isinstance(error, (AssertionError, IndexError)):  # mostly of another number of maps
+            return Misfit(f'{name} does not take maps of {gets} channels: {text}', 'maps', name, None, gets)
     return Misfit(f'{name}: {text}', 'other', name)
 
 

@@ -1,4 +1,5 @@
 """The model of a config: built, with weights, and what must fit together in it."""
+import copy
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import nn
 
 from .backbones import Backbone
 from .config_files import find_config
-from .dry_run import is_a
+from .dry_run import DryRun, dry_run, is_a
 from .errors import ModelError
+from .swap import advise
 from .weights import as_mmengine_reads, load_file, match_checkpoint, strip_module
 
 
@@ -39,8 +41,8 @@ def build_model(config: str | Path | Config) -> BaseModel:
     MMLogger.get_instance('model').setLevel('WARNING')  # it becomes the current one: no line for each parameter
     check_heads(cfg.model)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
-        model = MODELS.build(cfg.model)
-    check_channels(model)
+        model = MODELS.build(copy.deepcopy(cfg.model))  # some models change their settings
+        check_fit(model, cfg.model)
     return model
 
 
@@ -90,55 +92,64 @@ def check_heads(model: dict) -> None:
                              'channels for each map that it takes')
 
 
-def check_channels(model: nn.Module) -> None:
-    """Compare the maps of one of our backbones, their number and widths, with what follows it, before anything is computed.
+def check_fit(model: nn.Module, settings: dict | None = None) -> DryRun | None:
+    """Run a model with one of our backbones on an image without memory: the channels and the strides of the maps must be those
+    that neck and heads take.
+
+    Args:
+        model: of any of the libraries.
+        settings: its config, in which settings that fit are looked for.
+
+    Returns:
+        What was seen; None if there is none of our backbones.
 
     Raises:
-        ModelError: if neck or heads take others; the message has the setting that fits.
+        ModelError: if they are not; the message has settings that were run and fit, where such are found.
     """
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, Backbone):
+    if not any(isinstance(module, Backbone) for module in model.modules()) or isinstance(model, Backbone):
+        return None
+    seen = dry_run(model)
+    if seen.misfit is None:
+        return seen
+    if seen.misfit.kind == 'other':  # which may be of a dry run alone
+        print_log(f'a dry run of this model ended: {seen.misfit.line}', 'current', logging.WARNING)
+        return seen
+    found = settings and advise(settings, seen, current_scope())
+    raise ModelError(f'{seen.misfit.line}. The backbone gives maps of {seen.widths} channels and strides {seen.strides}'
+                     + (f'; with this it fits, as a dry run says: {found}' if found else
+                        '; python -m mmsimvit swap finds what fits, from a config with the old backbone'))
+
+
+def current_scope() -> str:
+    """The library in whose registries names are looked up first."""
+    scope = DefaultScope.get_current_instance()
+    return scope.scope_name if scope else 'mmengine'
+
+
+def check_unread(model: nn.Module, settings: dict | None, seen: DryRun | None, stops: bool) -> None:
+    """Look for norms of returned maps that nothing reads.
+
+    Args:
+        model: as it is trained.
+        settings: its config.
+        seen: a dry run of it.
+        stops: whether parameters without gradient stop this training, as one of several processes.
+
+    Raises:
+        ModelError: if there are some and they stop it; otherwise a warning says so. Both have the setting that leaves them out.
+    """
+    backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
+    if not seen or seen.misfit or not backbone or not settings or not 0 < len(seen.read) < len(seen.widths):
         return
-    widths = list(backbone.out_channels)
-    neck: Any = getattr(model, 'neck', None)
-    given: Any
-    index: Any
-    if neck is not None and isinstance(getattr(neck, 'in_channels', None), (list, tuple)):
-        if not set(neck.in_channels) <= set(widths):  # some necks take them from the last to the first, or not all
-            raise ModelError(_other_channels(backbone, 'neck', neck.in_channels, widths))
-        if len(neck.in_channels) != len(widths) and (is_a(neck, 'FPN') or is_a(neck, 'ChannelMapper')):  # which take all
-            returned = tuple(backbone.out_indices[widths.index(width)] for width in neck.in_channels)
-            raise ModelError(f'the neck takes {len(neck.in_channels)} maps, but this {type(backbone).__name__} returns '
-                             f'{len(widths)}, of {widths} channels: backbone=dict(out_indices={returned}) or '
-                             f'neck=dict(in_channels={widths})')
-    elif is_a(model, 'BaseClassifier'):
-        given = getattr(model.head, 'in_channels', None)
-        if type(neck).__name__ in ('NoneType', 'GlobalAveragePooling') and isinstance(given, int) and given != widths[-1]:
-            raise ModelError(_other_channels(backbone, 'head', given, widths[-1]))
-    elif neck is None:
-        for name in ('decode_head', 'auxiliary_head'):
-            found: Any = getattr(model, name, None)
-            heads: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
-            for head in heads:
-                index, given = getattr(head, 'in_index', None), getattr(head, 'in_channels', None)
-                one = isinstance(index, int) and isinstance(given, int)
-                several = isinstance(index, (list, tuple)) and isinstance(given, (list, tuple))
-                indices = [index] if one else index if several else []
-                if not all(-len(widths) <= i < len(widths) for i in indices):
-                    raise ModelError(
-                        f'the in_index of {name} is {index}, but this {type(backbone).__name__} returns {len(widths)} maps, '
-                        f'counted from 0, of {widths} channels: set in_index and in_channels of {name} to some of them, or '
-                        'out_indices of the backbone to more')
-                if one and given != widths[index]:
-                    raise ModelError(_other_channels(backbone, name, given, widths[index]))
-                if several and not set(given) <= set(widths):
-                    raise ModelError(_other_channels(backbone, name, given, [widths[i] for i in index]))
-
-
-def _other_channels(backbone: Backbone, name: str, given: Any, fitting: int | list[int]) -> str:
-    given = list(given) if isinstance(given, tuple) else given
-    return (f'the in_channels of {name} are {given}, but the maps of this {type(backbone).__name__} have {fitting} channels: '
-            f'{name}=dict(in_channels={fitting})')
+    found = advise(settings, seen, current_scope(), unread=True)
+    if found is None:
+        return
+    unread = [place for place in range(len(seen.widths)) if place not in seen.read]
+    line = (f'nothing reads the maps {unread} of the {len(seen.widths)} that {type(backbone).__name__} returns, and their norms '
+            f'get no gradient, which stops training on several GPUs; with this it does not, as a dry run says: {found}')
+    if stops:
+        raise ModelError(line)
+    print_log(line, 'current', logging.WARNING)
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:

@@ -1,12 +1,10 @@
 """Another backbone in a config: what of the rest has to change, found by dry runs and proved by one."""
 import copy
 import importlib
-import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
-
 from importlib.util import find_spec
 from pathlib import Path as File
+from typing import Any, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
@@ -236,6 +234,19 @@ class Fitter:
         path = self.locate(misfit.name)
         if misfit.kind == 'channels':
             return self.mend_width(path, misfit.takes, misfit.gets)
+        if misfit.kind == 'index' and max(misfit.takes) < len(self.maps) > len(self.chosen):
+            self.chosen = [*range(len(self.maps))]
+            self.set_maps('as many maps as the heads count')
+            return True
+        have = [stride for _, stride in (self.maps[place] for place in self.chosen)]
+        fewer = misfit.kind == 'strides' and len(misfit.takes) < len(have) and set(misfit.takes) <= set(have)
+        if fewer:
+            self.select([have.index(stride) for stride in misfit.takes], 'the maps of the strides that the heads have')
+            return True
+        if misfit.kind == 'maps' and isinstance(misfit.takes, (list, tuple)) and len(misfit.takes) < len(misfit.gets) == len(have):
+            self.chosen = self.chosen[-len(misfit.takes):]
+            self.set_maps('as many maps as it takes')
+            return True
         if misfit.kind == 'maps' and isinstance(misfit.takes, (list, tuple)) and len(misfit.takes) == len(misfit.gets):
             return self.mend_list(path, list(misfit.takes), misfit.gets)
         if misfit.kind == 'strides' and len(misfit.takes) == len(misfit.gets):
@@ -263,8 +274,16 @@ class Fitter:
             node = at(self.model, path[:length])
             if not isinstance(node, dict):
                 continue
+            given, index = node.get('in_channels'), node.get('in_index')
+            mine = [self.maps[place][0] for place in self.chosen]
+            if isinstance(given, (list, tuple)) and takes in given:
+                if isinstance(index, (list, tuple)) and all(-len(mine) <= one < len(mine) for one in index):
+                    mine = [mine[one] for one in index]
+                ordered = mine[::-1] if list(given) == sorted(given, reverse=True) else mine
+                if len(given) == len(mine) and self.mend_list(path[:length], list(given), ordered):
+                    return True
             for wanted in (takes, None):
-                for key in sorted((key for key in node if 'in_channels' in str(key) or key == 'channels' or key == 'out_channels' and 'featmap_strides' in node),
+                for key in sorted((key for key in node if 'in_channels' in str(key) or key == 'channels' or (key == 'out_channels' and 'featmap_strides' in node)),
                                   key=lambda key: key != 'in_channels'):
                     given = node[key]
                     entries = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -272,7 +291,7 @@ class Fitter:
                         if not isinstance(entry, int):
                             continue
                         new = gets if entry == wanted else entry - takes + gets if wanted is None else None
-                        if new is None or wanted is None and (new not in widths or entry in widths and len(entries) == 1):
+                        if new is None or (wanted is None and (new not in widths or (entry in widths and len(entries) == 1))):
                             continue
                         entries[place] = new
                         self.set((*path[:length], key), entries if isinstance(given, (list, tuple)) else entries[0],
@@ -281,9 +300,10 @@ class Fitter:
         return False
 
     def mend_list(self, path: Path, takes: list, gets: list) -> bool:
+        """Change a list of widths as a whole; some go from the last map to the first."""
         node = at(self.model, path)
-        for key in ('in_channels', 'out_channels'):
-            if isinstance(node, dict) and isinstance(node.get(key), (list, tuple)) and list(node[key]) == takes:
+        for key in ('in_channels', 'out_channels') if isinstance(node, dict) else ():
+            if isinstance(node.get(key), (list, tuple)) and list(node[key]) == takes != gets:
                 self.set((*path, key), gets, 'the widths of the maps that it takes')
                 return True
         return False
@@ -310,29 +330,32 @@ class Fitter:
 
     def leave_out_unread(self, seen: DryRun) -> DryRun:
         """Return only the maps that are read, if the rest can do with them."""
-        before = copy.deepcopy((self.model, self.why, self.chosen))
-        places = {place: new for new, place in enumerate(seen.read)}
-        total, why = len(self.chosen), 'counted among the maps that are read'
-        self.chosen = [self.chosen[place] for place in seen.read]
-        self.set_maps('the maps that are read: norms of others would have no gradient, which stops distributed training')
-        for path, node in list(self.others()):
-            index, widths, level = node.get('in_index'), node.get('in_channels'), node.get('start_level')
-            if isinstance(index, int) and index % total in places:
-                self.set((*path, 'in_index'), places[index % total], why)
-            elif isinstance(index, (list, tuple)) and all(one % total in places for one in index):
-                self.set((*path, 'in_index'), [places[one % total] for one in index], why)
-            elif isinstance(widths, (list, tuple)) and len(widths) == total:
-                self.set((*path, 'in_channels'), [widths[place] for place in seen.read], 'the widths of the maps that are read')
-                if level and seen.read == [*range(level, total)]:
-                    self.set((*path, 'start_level'), 0, why)
+        before, total = copy.deepcopy((self.model, self.why, self.chosen)), len(self.chosen)
+        self.select(seen.read, 'the maps that are read: norms of others would have no gradient, which stops distributed training')
         try:
             return self.repair()
         except ModelError:
             self.model, self.why, self.chosen = before
-            unread = [place for place in range(total) if place not in places]
+            unread = [place for place in range(total) if place not in seen.read]
             self.notes.append(f'nothing reads the maps {unread} of the backbone, whose norms get no gradient, and the rest '
                               'cannot do without them: find_unused_parameters=True lets several GPUs train it')
             return seen
+
+    def select(self, kept: list[int], why: str) -> None:
+        """Return some of the maps alone, and count these in what follows."""
+        total, places = len(self.chosen), {place: new for new, place in enumerate(kept)}
+        self.chosen = [self.chosen[place] for place in kept]
+        self.set_maps(why)
+        for path, node in list(self.others()):
+            index, widths, level = node.get('in_index'), node.get('in_channels'), node.get('start_level')
+            if isinstance(index, int) and index % total in places:
+                self.set((*path, 'in_index'), places[index % total], 'counted among the maps that are returned')
+            elif isinstance(index, (list, tuple)) and all(one % total in places for one in index):
+                self.set((*path, 'in_index'), [places[one % total] for one in index], 'counted among the maps that are returned')
+            elif isinstance(widths, (list, tuple)) and len(widths) == total:
+                self.set((*path, 'in_channels'), [widths[place] for place in kept], 'the widths of the maps that are returned')
+                if level and kept == [*range(level, total)]:
+                    self.set((*path, 'start_level'), 0, 'counted among the maps that are returned')
 
     def warn(self, seen: DryRun) -> None:
         """Say what fits and is yet not as it was."""
@@ -362,6 +385,46 @@ def find_maps(backbone: dict, scope: str) -> list[tuple[int, int]]:
         raise ModelError(f'the feature_info of {name} says (channels, stride) {maps}, but a dry run '
                          f'{seen.misfit.line if seen.misfit else list(zip(seen.widths, seen.strides))}')
     return maps
+
+
+def advise(model: dict, seen: DryRun, scope: str, unread: bool = False) -> str | None:
+    """What a model's config has to say to fit its backbone, found and proved by dry runs; None if that is not found.
+
+    Args:
+        model: the settings.
+        seen: a dry run of it.
+        scope: the library.
+        unread: whether to leave out maps that nothing reads, where all fits.
+    """
+    try:
+        model = ConfigDict(copy.deepcopy(model)).to_dict()
+        keys = find_backbone(model)
+        backbone = at(model, keys)
+        module: Any = build(backbone, scope)
+        fitter = Fitter(model, keys, scope, [tuple(info) for info in module.describe_maps()], seen)
+        fitter.chosen = list(module.out_indices)
+        if unread:
+            if not fitter.has_parameters_of_unread(seen.read):
+                return None
+            fitter.leave_out_unread(seen)
+            if fitter.notes:
+                return 'find_unused_parameters = True'
+        else:
+            fitter.repair()
+    except ModelError:
+        return None
+    new, inside = fitter.model, {}
+    if (*keys, 'out_indices') in fitter.why:
+        inside = {'out_indices': tuple(fitter.chosen)}
+    at(new, keys[:-1])[keys[-1]] = copy.deepcopy(backbone)
+    lines: list[str] = []
+    changes = difference(model, new, (), ('-', ), {}, lines)
+    if inside:
+        node = changes
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = inside
+    return '; '.join([*lines, f'model = {spell(changes)}'])
 
 
 class Swapped(NamedTuple):
@@ -401,13 +464,12 @@ def swap(name: str, backbone: dict, imports: Sequence[str] = (), keep_optimizer:
         model.setdefault('data_preprocessor', cfg._cfg_dict.to_dict()['data_preprocessor'])
     keys = find_backbone(model)
     maps = find_maps(backbone, scope)
-    for _, part in walk(model):  # nothing is downloaded for a dry run
-        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained':
-            part['init_cfg'] = None
+    former = {**at(model, keys), 'init_cfg': None}  # nothing is downloaded for a dry run
+    former.pop('pretrained', None)
     try:
-        old = dry_run(build(model, scope))
+        old = dry_run(build(former, scope))
     except Exception as error:  # of any kind: the config as it was lacks something
-        raise ModelError(f'{name} cannot be built as it is: {type(error).__name__}: {" ".join(str(error).split())}') from error
+        raise ModelError(f'the backbone {former["type"]} of {name} cannot be built: {" ".join(str(error).split())}') from error
     at(model, keys[:-1])[keys[-1]] = copy.deepcopy(backbone)
     for path_of, part in walk(model):
         if path_of == keys[:-1] or path_of == () or path_of == ('detector', ):
@@ -462,8 +524,8 @@ def preprocess(original: dict, new: dict, cfg: Config, why: dict, settings: dict
     for path, part in walk({'data_preprocessor': (cfg.get('data_preprocessor') or {}) if top else new['data_preprocessor']}
                            if top or 'data_preprocessor' in new else {}):
         kind = str(part.get('type', ''))
-        if not path or not (kind.endswith('DataPreprocessor') or 'mean' in part) or kind.startswith(('MultiBranch', 'Track')) \
-                and 'mean' not in part or len(part.get('mean') or MEAN) != 3:
+        if not path or not (kind.endswith('DataPreprocessor') or 'mean' in part) or (kind.startswith(('MultiBranch', 'Track')) \
+                and 'mean' not in part) or len(part.get('mean') or MEAN) != 3:
             continue
         red = 'to_rgb' if top or 'to_rgb' in part else 'bgr_to_rgb'
         wanted = {'mean': MEAN, 'std': STD, red: True}
@@ -609,7 +671,7 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return type(one) is type(other) and one == other or one == other
+    return (type(one) is type(other) and one == other) or one == other
 
 
 def leaves(old: Any, new: dict, path: Path = ()) -> Iterator[Path]:

@@ -16,9 +16,9 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.overrides import TorchFunctionMode
 
 from ..backbones import Backbone
+from ..dry_run import image_channels, is_a
 from ..errors import CheckpointError, ModelError
 from ..files import atomic_write
-from ..dry_run import image_channels, is_a
 from ..weights import as_mmengine_reads, load_file, match, strip_module, strip_prefix
 
 PARTS = ('backbone', 'neck', 'model')

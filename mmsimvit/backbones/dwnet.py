@@ -63,6 +63,8 @@ class DynamicDepthwiseConv(nn.Module):
             windows = F.pad(x, (KERNEL_SIZE // 2, ) * 4).unfold(2, KERNEL_SIZE, 1).unfold(3, KERNEL_SIZE, 1)
             kernels = kernels.view(batch, channels, 1, 1, KERNEL_SIZE, KERNEL_SIZE)
             return (windows * kernels).sum((-2, -1)) + self.bias[:, None, None]
+        if not batch:  # a convolution has at least one group
+            return x + self.bias[:, None, None]
         kernels = kernels.reshape(-1, 1, KERNEL_SIZE, KERNEL_SIZE)
         out = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, padding=KERNEL_SIZE // 2, groups=batch * channels)
         return out.view_as(x) + self.bias[:, None, None]

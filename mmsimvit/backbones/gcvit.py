@@ -131,7 +131,8 @@ class WindowAttention(nn.Module):
             query, key, value = self.qkv(x).chunk(3, -1)
         else:
             key, value = self.kv(x).chunk(2, -1)
-            query = global_query[:, None].expand(-1, key.shape[0] // batch, -1, -1).flatten(0, 1)
+            windows = key.shape[0] // batch if batch else 0
+            query = global_query[:, None].expand(-1, windows, -1, -1).flatten(0, 1)
         bias = self.position_bias(size, size)
         rows, columns = size, size
         if not torch.compiler.is_compiling() and min(height, width) < size:  # of a window that is never full

@@ -22,6 +22,7 @@ from ..layers import (
     pad_for_patches,
     spread_rows,
 )
+from ..layers.attention import is_wrapped
 from ..ops.finite import split_finite
 from ..weights import Published, stage_before
 from .base import is_numbers, is_sequence
@@ -51,8 +52,9 @@ class DeformableMerging(nn.Module):
             raise ImportError(f"LIT merges tokens by torchvision's deformable convolution, and torchvision cannot be imported "
                               f'({error}); install the one for torch {torch.__version__}: pip install torchvision') from error
         self.deform_conv2d = deform_conv2d
-        self.conv = nn.Conv2d(in_channels, embed_dims, 2, 2)  # holds the deformable convolution's parameters
         self.offset = nn.Conv2d(in_channels, 8, 2, 2)  # (down, right) for each tap, in pixels of the input
+        # Holds the deformable convolution's parameters, and stands before its norm, where mmcv's fuse_conv_bn looks for it.
+        self.conv = nn.Conv2d(in_channels, embed_dims, 2, 2)
         self.norm = nn.BatchNorm2d(embed_dims)
         self.reset_offset()
 
@@ -69,7 +71,8 @@ class DeformableMerging(nn.Module):
         assert bias is not None  # as it was built
         offset, not_a_number = self.offset(x), None
         # Asked on a CPU alone, where it holds up nothing; what makes offsets finite keeps copies of them.
-        if torch.compiler.is_compiling() or offset.device.type != 'cpu' or not offset.isfinite().all():
+        unasked = torch.compiler.is_compiling() or offset.device.type != 'cpu' or is_wrapped(offset)
+        if unasked or not offset.isfinite().all():
             offset, not_a_number = split_finite(offset)
         tensors = (x, offset, self.conv.weight, bias)
         y = self.deform_conv2d(*(t.float() if dtype == torch.bfloat16 else t.to(dtype) for t in tensors), stride=2)

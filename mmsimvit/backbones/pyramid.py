@@ -106,7 +106,8 @@ class PyramidBackbone(Backbone):
             x = stage(x)
             out = self.get_map(index, x)
             if index in self.out_indices:
-                outs.append(out.contiguous())
+                out = out.contiguous()
+                outs.append(out.clone() if out is x else out)  # a head may change it in place, and the next stage keeps x
             if self.carries_norms:
                 x = out
         return tuple(outs)

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
 from ..backbones import Backbone
-from ..models import check_channels
+from ..models import check_fit
 
 SHARDED_STRATEGY = 'mmsimvit.engine.ShardedStrategy'  # as configs name it
 
@@ -57,9 +57,10 @@ class ShardedStrategy(FSDPStrategy):
             model=self.model, optim=optimizer, optim_state_dict=state_dict))
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """As mmengine does, after which the widths of backbone, neck and heads are compared."""
+        """As mmengine does, after which a dry run says whether backbone, neck and heads fit."""
+        settings = copy.deepcopy(model) if isinstance(model, dict) else None  # some models change theirs
         built = super().build_model(model)
-        check_channels(built)
+        check_fit(built, settings)
         return built
 
     def build_optim_wrapper(self, optim_wrapper: Optimizer | OptimWrapper | dict,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..datasets.coco import some
 from ..errors import CheckpointError, NonFiniteLossError
-from ..models import check_classes, check_mixing, check_topk
+from ..models import check_classes, check_mixing, check_topk, check_unread
 from ..weights import match_checkpoint
 
 
@@ -177,6 +177,8 @@ class ClassesMatchHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         check_classes(model, runner.train_dataloader.dataset)
         check_mixing(model)
+        check_unread(model, getattr(runner, 'settings', None), getattr(runner, 'seen', None),
+                     stops=runner.distributed and not runner.cfg.get('find_unused_parameters'))
         check_topk(model, getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', []))
 
 

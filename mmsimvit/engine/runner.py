@@ -1,4 +1,5 @@
 """mmengine's runners, with what they lack here."""
+import copy
 from typing import Any
 
 from mmengine.config import Config
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 from ..datasets import check_pipelines
 from ..datasets.checked_pipeline import check_batches
 from ..errors import DataError
-from ..models import check_channels, check_heads
+from ..models import check_fit, check_heads
 from .evaluation import fit_evaluator
 from .fsdp import SHARDED_STRATEGY
 
@@ -48,11 +49,12 @@ class CheckedDataRunner(_Mended, Runner):
     """mmengine's Runner, with errors of data loading that name the file, and of widths that say what fits."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """As mmengine does, after which the widths of backbone, neck and heads are compared."""
+        """As mmengine does, after which a dry run says whether backbone, neck and heads fit."""
         if isinstance(model, dict):
             check_heads(model)
+        self.settings = copy.deepcopy(model) if isinstance(model, dict) else None  # some models change theirs
         built = super().build_model(model)
-        check_channels(built)
+        self.seen = check_fit(built, self.settings)
         return built
 
 

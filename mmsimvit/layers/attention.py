@@ -29,7 +29,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
         bias = (bias if bias.dim() == 4 else bias[None]).to(query.dtype)
         # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole. To
         # export, versions of torch take one bias for all images as a sign that there is never one image.
-        if dropout_p == 0 and (is_exporting() or (bias.requires_grad and query.device.type == 'cpu'
+        if dropout_p == 0 and (is_exporting() or ((bias.requires_grad or is_wrapped(bias)) and query.device.type == 'cpu'
                                                   and not torch.compiler.is_compiling())):
             logits = (query * (query.shape[-1]**-0.5 if scale is None else scale)) @ key.transpose(-2, -1)
             return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
@@ -39,6 +39,11 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
     mask = mask if bias is None else bias
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale)
     return out[..., :channels].transpose(1, 2).flatten(2)
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether ``torch.func`` stands around a tensor, which then tells neither its numbers nor whether it has a gradient."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def pad_heads(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
