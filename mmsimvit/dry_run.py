@@ -268,8 +268,8 @@ def _explain(error: Exception, active: list, names: dict) -> Misfit:
         index = getattr(module, 'in_index', None)
         indices = [*index] if isinstance(index, (list, tuple)) else [index] if isinstance(index, int) else []
         if not all(-len(gets) <= place < len(gets) for place in indices):
-            return Misfit(f'the in_index of {name} is {index}, but it gets {len(gets)} maps, counted from 0, of {gets} channels',
-                          'index', name, indices, gets)
+            return Misfit(f'the in_index of {name} is {index}, but it gets {len(gets)} maps, counted from 0, of {gets} '
+                          'channels', 'index', name, indices, gets)
         if takes is not None:
             return Misfit(f'{name} takes maps of {takes} channels, but gets {gets}', 'maps', name, takes, gets)
         if isinstance(error, (AssertionError, IndexError)):  # mostly of another number of maps
@@ -281,6 +281,8 @@ def _compare_strides(name: str, module: nn.Module, inputs: tuple, shape: tuple[i
     """What priors and extractors of regions take their maps for, beside what these are."""
     maps = inputs[0] if inputs else None
     generator: Any = getattr(module, 'prior_generator', None) or getattr(module, 'square_anchor_generator', None)
+    if not is_a(module, 'BaseDenseHead'):  # heads of masks have a generator for a map of their own
+        generator = None
     strides = getattr(module, 'featmap_strides', getattr(generator, 'strides', None))
     if not isinstance(strides, (list, tuple)) or not isinstance(maps, (tuple, list)) or not maps:
         return []

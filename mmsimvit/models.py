@@ -145,8 +145,8 @@ def check_unread(model: nn.Module, settings: dict | None, seen: DryRun | None, s
     if found is None:
         return
     unread = [place for place in range(len(seen.widths)) if place not in seen.read]
-    line = (f'nothing reads the maps {unread} of the {len(seen.widths)} that {type(backbone).__name__} returns, and their norms '
-            f'get no gradient, which stops training on several GPUs; with this it does not, as a dry run says: {found}')
+    line = (f'nothing reads the maps {unread} of the {len(seen.widths)} that {type(backbone).__name__} returns, and their '
+            f'norms get no gradient, which stops training on several GPUs; with this it does not, as a dry run says: {found}')
     if stops:
         raise ModelError(line)
     print_log(line, 'current', logging.WARNING)

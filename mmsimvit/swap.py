@@ -189,7 +189,7 @@ class Fitter:
             return
         indices = [head['in_index'] for head in heads]
         if len(set(indices)) > 1 and len(old) == len(self.chosen) and len({old[index] for index in indices}) == 1:
-            for place, head in enumerate(heads):
+            for place in range(len(heads)):
                 path = (*self.prefix, 'decode_head', place)
                 self.set((*path, 'in_channels'), self.old.widths[max(indices)], '')
                 self.set((*path, 'in_index'), max(indices), 'the heads of a cascade take maps of one size')
@@ -243,11 +243,12 @@ class Fitter:
         if fewer:
             self.select([have.index(stride) for stride in misfit.takes], 'the maps of the strides that the heads have')
             return True
-        if misfit.kind == 'maps' and isinstance(misfit.takes, (list, tuple)) and len(misfit.takes) < len(misfit.gets) == len(have):
+        listed = misfit.kind == 'maps' and isinstance(misfit.takes, (list, tuple))
+        if listed and len(misfit.takes) < len(misfit.gets) == len(have):
             self.chosen = self.chosen[-len(misfit.takes):]
             self.set_maps('as many maps as it takes')
             return True
-        if misfit.kind == 'maps' and isinstance(misfit.takes, (list, tuple)) and len(misfit.takes) == len(misfit.gets):
+        if listed and len(misfit.takes) == len(misfit.gets):
             return self.mend_list(path, list(misfit.takes), misfit.gets)
         if misfit.kind == 'strides' and len(misfit.takes) == len(misfit.gets):
             return self.mend_strides(path, misfit.takes, misfit.gets)
@@ -283,8 +284,9 @@ class Fitter:
                 if len(given) == len(mine) and self.mend_list(path[:length], list(given), ordered):
                     return True
             for wanted in (takes, None):
-                for key in sorted((key for key in node if 'in_channels' in str(key) or key == 'channels' or (key == 'out_channels' and 'featmap_strides' in node)),
-                                  key=lambda key: key != 'in_channels'):
+                names = [key for key in node if 'in_channels' in str(key) or key == 'channels'
+                         or (key == 'out_channels' and 'featmap_strides' in node)]
+                for key in sorted(names, key=lambda key: key != 'in_channels'):
                     given = node[key]
                     entries = list(given) if isinstance(given, (list, tuple)) else [given]
                     for place, entry in enumerate(entries):
@@ -331,7 +333,7 @@ class Fitter:
     def leave_out_unread(self, seen: DryRun) -> DryRun:
         """Return only the maps that are read, if the rest can do with them."""
         before, total = copy.deepcopy((self.model, self.why, self.chosen)), len(self.chosen)
-        self.select(seen.read, 'the maps that are read: norms of others would have no gradient, which stops distributed training')
+        self.select(seen.read, 'the maps that are read: norms of others would have no gradient, which stops several GPUs')
         try:
             return self.repair()
         except ModelError:
@@ -351,7 +353,8 @@ class Fitter:
             if isinstance(index, int) and index % total in places:
                 self.set((*path, 'in_index'), places[index % total], 'counted among the maps that are returned')
             elif isinstance(index, (list, tuple)) and all(one % total in places for one in index):
-                self.set((*path, 'in_index'), [places[one % total] for one in index], 'counted among the maps that are returned')
+                self.set((*path, 'in_index'), [places[one % total] for one in index],
+                         'counted among the maps that are returned')
             elif isinstance(widths, (list, tuple)) and len(widths) == total:
                 self.set((*path, 'in_channels'), [widths[place] for place in kept], 'the widths of the maps that are returned')
                 if level and kept == [*range(level, total)]:
@@ -361,8 +364,8 @@ class Fitter:
         """Say what fits and is yet not as it was."""
         dense = [old for old, new in zip(self.old.strides, seen.strides) if 0 < old < new]
         if dense and len(self.old.strides) == len(seen.strides) and len(set(self.old.strides)) < len(self.old.strides):
-            self.notes.append(f'the old maps had strides {self.old.strides}, these have {seen.strides}: a head made for dilated '
-                              'maps predicts coarser; UPerNet, FPN, SegFormer and Mask2Former are made for such maps')
+            self.notes.append(f'the old maps had strides {self.old.strides}, these have {seen.strides}: a head made for '
+                              'dilated maps predicts coarser; UPerNet, FPN, SegFormer and Mask2Former are made for such maps')
 
 
 def find_maps(backbone: dict, scope: str) -> list[tuple[int, int]]:
@@ -472,9 +475,8 @@ def swap(name: str, backbone: dict, imports: Sequence[str] = (), keep_optimizer:
         raise ModelError(f'the backbone {former["type"]} of {name} cannot be built: {" ".join(str(error).split())}') from error
     at(model, keys[:-1])[keys[-1]] = copy.deepcopy(backbone)
     for path_of, part in walk(model):
-        if path_of == keys[:-1] or path_of == () or path_of == ('detector', ):
-            if 'pretrained' in part:
-                part['pretrained'] = None
+        if path_of in ((), keys[:-1]) and 'pretrained' in part:
+            part['pretrained'] = None
     fit = Fitter(model, keys, scope, maps, old).fit()
     new = fit.model
     for path_of, part in walk(original):
@@ -610,8 +612,8 @@ def write(name: str, base: str, cfg: Config, backbone: dict, keys: Path, origina
     before = cfg.get('custom_imports') or {}
     wanted = list(dict.fromkeys([*(before.get('imports') or []), *imports]))
     arch = f' {backbone["arch"]}' if isinstance(backbone.get('arch'), str) else ''
-    lines = [f'# {backbone["type"]}{arch} in {name}: python -m mmsimvit swap. A dry run gave its maps strides {fit.seen.strides} '
-             f'and channels {fit.seen.widths}.']
+    lines = [f'# {backbone["type"]}{arch} in {name}: python -m mmsimvit swap. A dry run gave its maps strides '
+             f'{fit.seen.strides} and channels {fit.seen.widths}.']
     lines += [f'# {note[:1].upper()}{note[1:]}.' for note in fit.notes]
     lines += [f'_base_ = {base!r}', f'custom_imports = dict(imports={wanted!r})']
     before_model: list[str] = []
@@ -629,7 +631,7 @@ def write(name: str, base: str, cfg: Config, backbone: dict, keys: Path, origina
             lines += [f'{key} = [{tail}', *(f'    {spell(part)},' for part in value), ']']
         else:
             lines.append(f'{key} = {value!r}{tail}')
-    lines.append("# The backbone starts from random weights; init_cfg=dict(type='Pretrained', checkpoint=...) in it names others.")
+    lines.append("# The backbone starts from random weights, unless init_cfg=dict(type='Pretrained', checkpoint=...) names some.")
     return '\n'.join(lines) + '\n'
 
 

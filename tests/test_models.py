@@ -1,4 +1,6 @@
 """Whether the parts of a model fit together is said before anything is computed."""
+import copy
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 
 from mmsimvit import find_config
 from mmsimvit.errors import ModelError
-from mmsimvit.models import build_model, check_channels, check_classes, check_mixing, check_topk
+from mmsimvit.models import build_model, check_classes, check_fit, check_mixing, check_topk, check_unread
 from mmsimvit.train import main as train
 from tests.conftest import options
 
@@ -22,25 +24,52 @@ def build(name, **changes):
         return MODELS.build(cfg.model)
 
 
+def build_whole(name, **changes):
+    cfg = Config.fromfile(find_config(name))
+    cfg.merge_from_dict(changes)
+    return build_model(cfg)
+
+
 @pytest.mark.parametrize(('name', 'changes', 'message'), [
     ('maskrcnn_simvit_micro_shapes', {'model.backbone.arch': 'tiny'},
-     r'in_channels of neck are \[32, 64, 160, 256\], but the maps of this SimViT have \[64, 128, 320, 512\] channels'),
-    ('retinanet_simvit_t_coco', {'model.neck.in_channels': [256, 512, 1024, 2048]},
-     r'neck are \[256, 512, 1024, 2048\].*: neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
-    ('retinanet_simvit_t_coco', {'model.neck.in_channels': [128, 320, 512]},
-     r'neck takes 3 maps, but this SimViT returns 4, of \[64, 128, 320, 512\] channels: backbone=dict\(out_indices=\(1, 2, 3'
-     r'\)\) or neck=dict\(in_channels=\[64, 128, 320, 512\]\)'),
-    ('upernet_simvit_t_ade20k', {'model.backbone.out_indices': (1, 2, 3)},
-     r'in_index of decode_head is \[0, 1, 2, 3\], but this SimViT returns 3 maps, counted from 0, of \[128, 320, 512\]'),
-    ('upernet_simvit_t_ade20k', {'model.backbone.arch': 'micro'},
-     r'decode_head are \[64, 128, 320, 512\].*\[32, 64, 160, 256\]'),
-    ('upernet_simvit_t_ade20k', {'model.auxiliary_head.in_channels': 64},
-     r'auxiliary_head are 64, .*: auxiliary_head=dict\(in_channels=320\)'),
-    ('simvit_t_imagenet', {'model.head.in_channels': 768}, r'head are 768, .* 512 channels: head=dict\(in_channels=512\)'),
+     r'neck.lateral_convs.0.conv takes 32 channels, but gets 64. The backbone gives maps of \[64, 128, 320, 512\] channels and '
+     r'strides \[4, 8, 16, 32\]; with this it fits, as a dry run says: model = dict\(neck=dict\(in_channels=\[64, 128, 320, 51'),
+    ('retinanet_simvit_micro_shapes', {'model.neck.in_channels': [64, 160, 256]},
+     r'neck takes maps of \[64, 160, 256\] channels, but gets \[32, 64, 160, 256\].*: model = dict\(backbone=dict\(out_indices='
+     r'\(1, 2, 3\)\)\)'),
+    ('upernet_simvit_micro_shapes', {'model.backbone.out_indices': (1, 2, 3)},
+     r'the in_index of decode_head is \[0, 1, 2, 3\], but it gets 3 maps, .*out_indices=\(0, 1, 2, 3\)\)\)'),
+    ('upernet_simvit_micro_shapes', {'model.backbone.arch': 'tiny'},
+     r'decode_head.* takes 32 .*decode_head=dict\(in_channels=\[64, 128, 320, 512\]\), auxiliary_head=dict\(in_channels=320\)'),
+    ('upernet_simvit_micro_shapes', {'model.auxiliary_head.in_channels': 64},
+     r'auxiliary_head.* takes 64 .*: model = dict\(auxiliary_head=dict\(in_channels=160\)\)'),
+    ('simvit_micro_shapes', {'model.head.in_channels': 768}, r'head.fc takes 768 .* head=dict\(in_channels=256\)'),
 ])
-def test_widths_that_do_not_fit_are_named_with_those_that_do(name, changes, message):
+def test_what_does_not_fit_is_named_with_settings_that_a_dry_run_proved(name, changes, message):
     with pytest.raises(ModelError, match=message):
-        check_channels(build(name, **changes))
+        build_whole(name, **changes)
+
+
+def test_norms_that_nothing_reads_are_named_before_training(monkeypatch):
+    settings = dict(type='mmdet.RetinaNet', backbone=dict(type='GCViT', arch='xxtiny'), data_preprocessor=None,
+                    neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=8, start_level=1, num_outs=5),
+                    bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1,
+                                   anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
+                                                         ratios=[1.0], strides=[8, 16, 32, 64, 128])))
+    importlib.import_module('mmdet.models')
+    lines = []
+    monkeypatch.setattr('mmsimvit.models.print_log', lambda line, *_: lines.append(line))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(copy.deepcopy(settings))
+        seen = check_fit(model, settings)
+        assert seen.read == [1, 2, 3]
+        check_unread(model, settings, seen, stops=False)
+        with pytest.raises(ModelError) as error:
+            check_unread(model, settings, seen, stops=True)
+    assert lines == [str(error.value)]
+    assert 'nothing reads the maps [0] of the 4 that GCViT returns' in lines[0]
+    assert lines[0].endswith('model = dict(neck=dict(in_channels=[128, 256, 512], start_level=0), '
+                             'backbone=dict(out_indices=(1, 2, 3)))')
 
 
 def test_maps_and_channels_of_other_numbers():
@@ -53,27 +82,15 @@ def test_maps_and_channels_of_other_numbers():
 @pytest.mark.parametrize('name', ['maskrcnn_simvit_micro_shapes', 'sparsercnn_simvit_s_coco_3x', 'semfpn_simvit_t_ade20k',
                                   'upernet_gcvit_t_ade20k', 'simvit_t_imagenet', 'semfpn_r18_camvid'])
 def test_widths_that_fit_are_not_refused(name):
-    check_channels(build(name))
-
-
-@pytest.mark.parametrize('parts', [
-    dict(neck=dict(in_channels=[256, 160, 64])),  # as YOLOv3's, from the last map to the first
-    dict(neck=dict(in_channels=99)),  # of one map, whichever
-    dict(decode_head=dict(in_channels=99)),  # as Mask2Former's, without in_index
-    dict(decode_head=dict(in_index=[0, 3], in_channels=288)),  # their sum, as where maps are concatenated
-    dict(decode_head=dict(in_index=-1, in_channels=256), auxiliary_head=None),
-])
-def test_what_may_be_right_is_not_refused(parts):
-    with torch.device('meta'):
-        model = nn.ModuleDict(dict(backbone=MODELS.build(dict(type='SimViT', arch='micro'))))
-    for name, settings in parts.items():
-        setattr(model, name, settings and SimpleNamespace(**settings))
-    check_channels(model)
+    cfg = Config.fromfile(find_config(name))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        seen = check_fit(build(name), cfg.model)
+    assert seen is None or seen.misfit is None  # None of a backbone that is not ours
 
 
 def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
     monkeypatch.chdir(workspace)
-    with pytest.raises(SystemExit, match=r'^error: the in_channels of neck are .*: neck=dict\(in_channels=\[64, 128, 320, 51'):
+    with pytest.raises(SystemExit, match=r'^error: neck.lateral_convs.0.conv takes 32 .*neck=dict\(in_channels=\[64, 128, 320, 51'):
         train([find_config('maskrcnn_simvit_micro_shapes'), '--work-dir', str(tmp_path),
                *options(**{'model.backbone.arch': 'tiny'})])
 

@@ -1,4 +1,5 @@
 """What mmengine's FSDP strategy needs of us."""
+import copy
 from typing import Any, cast
 
 import torch

@@ -42,7 +42,7 @@ def test_bad_input_ends_with_one_line(tmp_path, capsys):
         broken = tmp_path / 'broken.py'
         broken.write_text(f"_base_ = {config!r}\nmodel = dict(neck=dict(type='LinearNeck', in_channels=99, out_channels=8))\n")
         main([str(broken)])
-    with pytest.raises(SystemExit, match='error: the in_channels of head are 99, but the maps of this SimViT have 256'):
+    with pytest.raises(SystemExit, match='error: head.fc takes 99 channels, but gets 256'):
         main([config, '--cfg-options', 'model.head.in_channels=99'])
     out = run(ROOT / 'tools/get_flops.py', tmp_path / 'nowhere.py', cwd=tmp_path, code=1)
     assert out.startswith(f'error: config {tmp_path}/nowhere.py does not exist, neither as a file nor among the ')
