@@ -1,5 +1,7 @@
 """Counting parameters, FLOPs and activations, against numbers derived by hand."""
+import importlib
 from math import ceil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mmsimvit import SimViT
 from mmsimvit.analysis.flops import count_complexity
 from mmsimvit.errors import ModelError
 from mmsimvit.layers import ffn
+from mmsimvit.models import find_dicts
 from mmsimvit.ops import central_attention
 from mmsimvit.ops.inhomogeneous_conv import inhomogeneous_conv
 from tests.conftest import ROOT
@@ -235,3 +238,39 @@ def test_what_runs_beside_the_children_is_in_a_line_of_its_own():
     found = count_complexity(Product(), (64, 64))
     assert [tuple(part[2:]) for part in found.parts if part.name == 'other'] == [(2560, 2560, 10)]
     assert found.total.macs == found.parts[1].macs + 2560
+
+
+def build_stock(path, **changes):
+    """A stock detector, with narrow heads of few classes, and a backbone without weights of its own."""
+    from importlib.util import find_spec
+    cfg = Config.fromfile(Path(find_spec('mmdet').origin).parent / '.mim/configs' / path)
+    cfg.merge_from_dict(dict(model=changes))
+    for part in find_dicts(cfg.model):
+        if isinstance(part.get('init_cfg'), dict) and part.init_cfg.get('type') == 'Pretrained':
+            part.init_cfg = None
+    importlib.import_module('mmdet.models')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return MODELS.build(cfg.model)
+
+
+def macs_by_part(model):
+    return {part.name: part.macs for part in count_complexity(model, (320, 320)).parts if part.level <= 1}
+
+
+@pytest.mark.full
+def test_detectors_whose_tensor_mode_lacks_something():
+    """Fast R-CNN has no region proposals, distilled detectors compute nothing more than what they are distilled to, a
+    semi-supervised one is its detector, and masks of as many instances as may be detected are counted."""
+    faster = macs_by_part(build_stock('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'))
+    fast = macs_by_part(build_stock('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py'))
+    assert fast['FastRCNN'] == faster['FasterRCNN'] - faster['rpn_head']
+    teacher = macs_by_part(build_stock('soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'))
+    caffe = macs_by_part(build_stock('faster_rcnn/faster-rcnn_r50-caffe_fpn_1x_coco.py'))
+    assert {**teacher, 'FasterRCNN': 0} == {**caffe, 'FasterRCNN': 0}
+    paa = macs_by_part(build_stock('paa/paa_r50_fpn_1x_coco.py'))
+    lad = macs_by_part(build_stock('lad/lad_r50-paa-r101_fpn_2xb8_coco_1x.py', teacher_ckpt=None))
+    assert lad['LAD'] == paa['PAA']
+    yolact = macs_by_part(build_stock('yolact/yolact_r50_1xb8-55e_coco.py'))
+    assert yolact['other'] == 100 * 32 * 80**2  # 100 instances, each a sum of 32 maps of stride 4
+    condinst = macs_by_part(build_stock('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py'))
+    assert condinst['other'] == 100 * (10 * 8 + 8 * 8 + 8) * 40**2  # three convolutions of 1 x 1 pixel on maps of stride 8
