@@ -178,8 +178,8 @@ def dry_run(original: nn.Module, shape: tuple[int, int] = (256, 320)) -> DryRun:
     their maps have.
     """
     model = detector_of(original)
-    sizes = [shape, *{(size, size) for part in model.modules() for size in [getattr(part, 'img_size', None)]
-                      if isinstance(size, int)}]
+    fixed = [getattr(part, 'img_size', None) for part in model.modules()]
+    sizes = [shape, *dict.fromkeys((size, size) if isinstance(size, int) else tuple(size) for size in fixed if size)]
     for size in sizes:  # some backbones take images of one size
         seen = _watch(model, size, 'meta')
         if seen.misfit is None or seen.misfit.kind != 'other':
@@ -270,9 +270,9 @@ def _explain(error: Exception, active: list, names: dict) -> Misfit:
         if not all(-len(gets) <= place < len(gets) for place in indices):
             return Misfit(f'the in_index of {name} is {index}, but it gets {len(gets)} maps, counted from 0, of {gets} '
                           'channels', 'index', name, indices, gets)
-        if takes is not None:
+        if takes is not None and (list(takes) if isinstance(takes, (list, tuple)) else [takes]) != gets:
             return Misfit(f'{name} takes maps of {takes} channels, but gets {gets}', 'maps', name, takes, gets)
-        if isinstance(error, (AssertionError, IndexError)):  # mostly of another number of maps
+        if takes is None and isinstance(error, (AssertionError, IndexError)):  # mostly of another number of maps
             return Misfit(f'{name} does not take maps of {gets} channels: {text}', 'maps', name, None, gets)
     return Misfit(f'{name}: {text}', 'other', name)
 

@@ -34,6 +34,8 @@ def build(model: dict, scope: str) -> nn.Module:
     for part in walk(model):
         if part[1].get('type') in ('SyncBN', 'MMSyncBN'):
             part[1]['type'] = 'BN'
+        if part[1].get('teacher_ckpt'):  # nothing is downloaded
+            part[1]['teacher_ckpt'] = None
     with DefaultScope.overwrite_default_scope(scope):
         return MODELS.build(model)
 
@@ -93,8 +95,10 @@ class Fitter:
                 first = first or error
                 continue
             if 0 < len(seen.read) < len(self.chosen) and self.has_parameters_of_unread(seen.read):
+                self.warn(seen)
                 seen = self.leave_out_unread(seen)
-            self.warn(seen)
+            else:
+                self.warn(seen)
             return Fit(self.model, self.why, seen, self.notes)
         assert first is not None
         raise first
@@ -465,6 +469,11 @@ def swap(name: str, backbone: dict, imports: Sequence[str] = (), keep_optimizer:
     original = copy.deepcopy(model)
     if cfg.get('data_preprocessor'):
         model.setdefault('data_preprocessor', cfg._cfg_dict.to_dict()['data_preprocessor'])
+    reasons: dict[Path, str] = {}
+    teacher = model.get('teacher_config')
+    if isinstance(teacher, str) and not File(teacher).is_file():  # from the root of the library's sources
+        model['teacher_config'] = str(File(str(find_spec(scope).origin)).parent / '.mim' / teacher)  # type: ignore[union-attr]
+        reasons[('teacher_config', )] = 'where the installed library has it'
     keys = find_backbone(model)
     maps = find_maps(backbone, scope)
     former = {**at(model, keys), 'init_cfg': None}  # nothing is downloaded for a dry run
@@ -479,16 +488,13 @@ def swap(name: str, backbone: dict, imports: Sequence[str] = (), keep_optimizer:
             part['pretrained'] = None
     fit = Fitter(model, keys, scope, maps, old).fit()
     new = fit.model
+    fit.why.update(reasons)
     for path_of, part in walk(original):
-        init_cfg = part.get('init_cfg')
-        inside = path_of[:len(keys)] == keys
-        if not inside and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            whole = path_of == keys[:-1][:len(path_of)]
-            at(new, path_of)['init_cfg'] = None if whole else init_cfg
-            if whole:
-                fit.why[(*path_of, 'init_cfg')] = 'weights of the old backbone'
-        if not inside and part.get('pretrained'):
-            fit.why[(*path_of, 'pretrained')] = 'weights of the old backbone'
+        if path_of in ((), keys[:-1]):
+            for key in ('init_cfg', 'pretrained'):
+                if part.get(key):
+                    at(new, path_of)[key] = None
+                    fit.why[(*path_of, key)] = 'weights of the old backbone'
     settings: dict[str, Any] = {}
     preprocess(original, new, cfg, fit.why, settings)
     if 'data_preprocessor' not in original:
@@ -610,7 +616,8 @@ def write(name: str, base: str, cfg: Config, backbone: dict, keys: Path, origina
           imports: list[str]) -> str:
     """The text of the new config."""
     before = cfg.get('custom_imports') or {}
-    wanted = list(dict.fromkeys([*(before.get('imports') or []), *imports]))
+    former = before.get('imports') or []
+    wanted = list(dict.fromkeys([*([former] if isinstance(former, str) else former), *imports]))
     arch = f' {backbone["arch"]}' if isinstance(backbone.get('arch'), str) else ''
     lines = [f'# {backbone["type"]}{arch} in {name}: python -m mmsimvit swap. A dry run gave its maps strides '
              f'{fit.seen.strides} and channels {fit.seen.widths}.']

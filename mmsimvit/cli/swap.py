@@ -10,8 +10,7 @@ from mmengine.config import Config, DictAction
 from ..dry_run import dry_run
 from ..errors import ConfigError, ModelError
 from ..files import atomic_write
-from ..models import build_model
-from ..swap import swap
+from ..swap import build, swap
 from .errors import one_line_errors
 
 
@@ -42,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
 
     def write(path: Path) -> None:
         path.write_text(done.text)
-        seen = dry_run(build_model(Config.fromfile(path)))  # of what was written, before it gets its name
+        cfg = Config.fromfile(path)
+        seen = dry_run(build(cfg.model, cfg.get('default_scope') or 'mmengine'))  # of what was written, before it gets its name
         if seen != done.seen:
             raise ModelError(f'the config that was written is not the one that was tried: {seen}, not {done.seen}')
 
