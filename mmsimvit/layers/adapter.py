@@ -196,13 +196,13 @@ class Adapter(nn.Module):
             image: ``(B, C_in, H, W)`` of whole 32 x 32 pixels.
             x: the backbone's first map, ``(B, H / 8, W / 8, C)``.
             stages: the backbone's blocks, which take and give such a map; one sequence for each interaction.
-            with_cp: recompute what is computed in blocks, injectors and extractors.
+            with_cp: recompute what is computed in blocks, injectors, extractors and the spatial prior.
 
         Returns:
             For each stride ``(B, C, H / stride, W / stride)``.
         """
         self._check(image)
-        maps = self.prior(image)
+        maps: Any = run_block(self.prior, with_cp, image)  # at stride 2, this is much
         shapes = [(image.shape[2] // stride, image.shape[3] // stride) for stride in TOKEN_STRIDES]
         parts = [maps[stride].permute(0, 2, 3, 1).flatten(1, 2) + embed
                  for stride, embed in zip(TOKEN_STRIDES, self.level_embed)]
