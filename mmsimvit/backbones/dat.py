@@ -99,13 +99,24 @@ class OffsetNetwork(nn.Module):
         self.proj = nn.Linear(channels, 2, bias=False)
 
     def forward(self, query: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, groups, 2, H', W')``, down and right."""
+        """``(B, H, W, C)`` -> ``(B, 2 * groups, H', W')``, down and right for each group."""
         conv, bias = self.conv, self.conv.bias
         assert bias is not None  # as it was built
         x = F.conv2d(query.permute(0, 3, 1, 2), conv.weight.repeat(self.groups, 1, 1, 1), bias.repeat(self.groups), conv.stride,
                      conv.padding, groups=query.shape[-1])
-        x = x.permute(0, 2, 3, 1).unflatten(-1, (self.groups, conv.out_channels))
-        return self.proj(F.gelu(self.norm(x))).flatten(3).permute(0, 3, 1, 2).contiguous().unflatten(1, (self.groups, 2))
+        x = x.permute(0, 2, 3, 1).contiguous().unflatten(-1, (self.groups, conv.out_channels))  # which a trace cannot see
+        return self.proj(F.gelu(self.norm(x))).flatten(3).permute(0, 3, 1, 2)
+
+
+# Of one group, these keep dimensions as they are: reshaping, a trace asks for the lengths behind a dimension of length 1.
+def fold(x: Tensor, groups: int) -> Tensor:
+    """``(B, groups * C, ...)`` -> ``(B * groups, C, ...)``."""
+    return x if groups == 1 else x.unflatten(1, (groups, x.shape[1] // groups)).flatten(0, 1)
+
+
+def unfold(x: Tensor, groups: int) -> Tensor:
+    """What ``fold`` gives -> what it takes."""
+    return x if groups == 1 else x.unflatten(0, (x.shape[0] // groups, groups)).flatten(1, 2)
 
 
 def place(count: int, offset: float, extent: int, like: Tensor) -> Tensor:
@@ -133,14 +144,12 @@ class SampledPositionBias(RelativePositionBias):
     The table goes from the largest displacement on a map to its negative, however many pixels the map has.
     """
 
-    def at(self, displacements: Tensor) -> Tensor:
-        """The bias ``(B, num_heads, queries, keys)`` from displacements of query minus key, ``(B, groups, queries, keys, 2)``,
+    def at(self, displacements: Tensor, groups: int) -> Tensor:
+        """The bias ``(B, num_heads, queries, keys)`` from displacements of query minus key, ``(B * groups, queries, keys, 2)``,
         down and right; each group is for the heads in its turn, and 2 is the height and width of the map."""
-        batch, groups = displacements.shape[:2]
         size, heads = isqrt(self.table.shape[0]), self.table.shape[1]
-        maps = self.table.t().view(groups, heads // groups, size, size).expand(batch, -1, -1, -1, -1)
-        found = sample(maps.flatten(0, 1), displacements.flatten(0, 1) / 2)
-        return found.unflatten(0, (batch, groups)).flatten(1, 2)
+        maps = self.table.t().view(1, heads, size, size).expand(displacements.shape[0] // groups, -1, -1, -1)
+        return unfold(sample(fold(maps, groups), displacements / 2), groups)
 
 
 class DeformableAttention(nn.Module):
@@ -171,13 +180,12 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        batch, height, width, dims = x.shape
+        height, width = x.shape[1:3]
         query = self.query(x)
         places, marks = split_finite(self.choose_places(query))
-        maps = x.permute(0, 3, 1, 2).contiguous().unflatten(1, (self.groups, dims // self.groups)).flatten(0, 1)
-        sampled = sample(maps, places.flatten(0, 1)) + marks.flatten(0, 1).sum(-1)[:, None]
-        sampled = sampled.unflatten(0, (batch, self.groups)).flatten(1, 2).flatten(2).transpose(1, 2).to(x.dtype)
-        key, value, places = self.key(sampled), self.value(sampled), places.flatten(2, 3)
+        sampled = sample(fold(x.permute(0, 3, 1, 2).contiguous(), self.groups), places) + marks.sum(-1)[:, None]
+        sampled = unfold(sampled, self.groups).flatten(2).transpose(1, 2).to(x.dtype)
+        key, value, places = self.key(sampled), self.value(sampled), places.flatten(1, 2)
         offset, less = (0., 1) if self.from_borders else (.5, 0)
         y, x = (place(length, offset, length - less, places) for length in (height, width))
         # Added to zeros, for a trace asks much of dimensions that are expanded.
@@ -185,11 +193,11 @@ class DeformableAttention(nn.Module):
         return self.proj(self.attend(query, key, value, grid, places))
 
     def choose_places(self, query: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> where each group of channels samples its map, ``(B, groups, H', W', 2)``, y and x."""
-        offset = widen(self.offset(query))
-        counts = offset.shape[3:]
+        """``(B, H, W, C)`` -> where each group of channels samples its map, ``(B * groups, H', W', 2)``, y and x."""
+        offset = fold(widen(self.offset(query)).contiguous(), self.groups)
+        counts = offset.shape[2:]
         extents = [count - 1 for count in counts] if self.from_borders else counts
-        offsets: Sequence[Tensor] = offset.unbind(2)
+        offsets: Sequence[Tensor] = offset.unbind(1)
         if self.offset_range is not None:
             offsets = [part.tanh() * self.offset_range / torch.full_like(part, extent).clamp(min=1)
                        for part, extent in zip(offsets, extents)]
@@ -204,7 +212,7 @@ class DeformableAttention(nn.Module):
             query: ``(B, H, W, C)``.
             key, value: ``(B, M, C)``.
             grid: coordinates of the queries, y and x, ``(H, W, 2)``.
-            places: those of the keys, ``(B, groups, M, 2)``.
+            places: those of the keys, ``(B * groups, M, 2)``.
 
         Returns:
             ``(B, H, W, C)``.
@@ -221,7 +229,7 @@ class DeformableAttention(nn.Module):
 
     def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, grid: Tensor, places: Tensor) -> Tensor:
         """``attend``, all at once."""
-        bias = self.position_bias.at(grid.flatten(0, 1)[:, None] - places[:, :, None])
+        bias = self.position_bias.at(grid.flatten(0, 1)[:, None] - places[:, None], self.groups)
         return multi_head_attention(query.flatten(1, 2), key, value, self.num_heads, bias).unflatten(1, query.shape[1:3])
 
 
