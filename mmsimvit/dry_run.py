@@ -143,7 +143,7 @@ def _fix_instances(model: Any, image: Tensor) -> None:
 class Misfit(NamedTuple):
     """Why a model cannot run, or would run wrong."""
     line: str
-    kind: str  # channels, maps, index, strides or other
+    kind: str  # channels, features (of linear layers), maps, index, strides or other
     name: str = ''  # of the module
     takes: Any = None
     gets: Any = None
@@ -274,7 +274,8 @@ def _explain(error: Exception, active: list, names: dict) -> Misfit:
         gets = one.shape[-1] if isinstance(module, nn.Linear) else one.shape[1] if one.dim() > 1 else None
         flat = isinstance(module, nn.Linear) and one.dim() == 4  # a map that should have been pooled
         if isinstance(takes, int) and takes != gets and not flat:
-            return Misfit(f'{name} takes {takes} channels, but gets {gets}', 'channels', name, takes, gets)
+            kind = 'features' if isinstance(module, nn.Linear) else 'channels'
+            return Misfit(f'{name} takes {takes} channels, but gets {gets}', kind, name, takes, gets)
         return Misfit(f'{name}: {text}', 'other', name)
     if isinstance(one, (tuple, list)) and all(isinstance(part, Tensor) and part.dim() == 4 for part in one):
         takes, gets = getattr(module, 'in_channels', None), [part.shape[1] for part in one]

@@ -71,6 +71,7 @@ class Fitter:
         self.why: dict[Path, str] = {}
         self.notes: list[str] = []
         self.chosen: list[int] = []
+        self.fewer_maps = False  # whether the backbone returns fewer where a neck takes fewer, or the neck takes more
 
     def set(self, path: Path, value: Any, why: str) -> None:
         """Change a setting, for a reason."""
@@ -238,7 +239,9 @@ class Fitter:
     def mend(self, misfit: Misfit) -> bool:
         """Change the setting behind a misfit, if one is found."""
         path = self.locate(misfit.name)
-        if misfit.kind == 'channels':
+        if misfit.kind == 'features' and misfit.gets not in [width for width, _ in self.maps]:
+            return False  # of a flattened map: it would hold for images of one size
+        if misfit.kind in ('channels', 'features'):
             return self.mend_width(path, misfit.takes, misfit.gets)
         if misfit.kind == 'index' and max(misfit.takes) < len(self.maps) > len(self.chosen):
             self.chosen = [*range(len(self.maps))]
@@ -250,11 +253,11 @@ class Fitter:
             self.select([have.index(stride) for stride in misfit.takes], 'the maps of the strides that the heads have')
             return True
         listed = misfit.kind == 'maps' and isinstance(misfit.takes, (list, tuple))
-        if listed and len(misfit.takes) < len(misfit.gets) == len(have):
+        if listed and len(misfit.takes) < len(misfit.gets) == len(have) and self.fewer_maps:
             self.chosen = self.chosen[-len(misfit.takes):]
             self.set_maps('as many maps as it takes')
             return True
-        if listed and len(misfit.takes) == len(misfit.gets):
+        if listed and len(misfit.takes) <= len(misfit.gets):
             return self.mend_list(path, list(misfit.takes), misfit.gets)
         if misfit.kind == 'strides' and len(misfit.takes) == len(misfit.gets):
             return self.mend_strides(path, misfit.takes, misfit.gets)
@@ -419,7 +422,12 @@ def advise(model: dict, seen: DryRun, scope: str, unread: bool = False) -> str |
             if fitter.notes:
                 return 'find_unused_parameters = True'
         else:
-            fitter.repair()
+            try:
+                fitter.repair()
+            except ModelError:
+                fitter = Fitter(model, keys, scope, fitter.maps, seen)
+                fitter.chosen, fitter.fewer_maps = list(module.out_indices), True
+                fitter.repair()
     except ModelError:
         return None
     new, inside = fitter.model, {}

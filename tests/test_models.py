@@ -35,15 +35,15 @@ def build_whole(name, **changes):
      r'neck.lateral_convs.0.conv takes 32 channels, but gets 64. The backbone gives maps of \[64, 128, 320, 512\] channels and '
      r'strides \[4, 8, 16, 32\]; with this it fits, as a dry run says: model = dict\(neck=dict\(in_channels=\[64, 128, 320'),
     ('retinanet_simvit_micro_shapes', {'model.neck.in_channels': [64, 160, 256]},
-     r'neck takes maps of \[64, 160, 256\] channels, but gets .*: model = dict\(backbone=dict\(out_indices='
-     r'\(1, 2, 3\)\)\)'),
+     r'neck takes maps of \[64, 160, 256\] channels, but gets .*: model = dict\(neck=dict\(in_channels='
+     r'\[32, 64, 160, 256\]\)\)'),
     ('upernet_simvit_micro_shapes', {'model.backbone.out_indices': (1, 2, 3)},
      r'the in_index of decode_head is \[0, 1, 2, 3\], but it gets 3 maps, .*out_indices=\(0, 1, 2, 3\)\)\)'),
     ('upernet_simvit_micro_shapes', {'model.backbone.arch': 'tiny'},
      r'decode_head.* takes 32 .*decode_head=dict\(in_channels=\[64, 128, 320, 512\]\), auxiliary_head=dict\(in_channels=320\)'),
     ('upernet_simvit_micro_shapes', {'model.auxiliary_head.in_channels': 64},
      r'auxiliary_head.* takes 64 .*: model = dict\(auxiliary_head=dict\(in_channels=160\)\)'),
-    ('simvit_micro_shapes', {'model.head.in_channels': 768}, r'head.fc takes 768 .* head=dict\(in_channels=256\)'),
+    ('simvit_micro_shapes', {'model.head.in_channels': 768}, r'head.fc takes 768 .*: model = dict\(head=dict\(in_channels=256\)\)'),
 ])
 def test_what_does_not_fit_is_named_with_settings_that_a_dry_run_proved(name, changes, message):
     with pytest.raises(ModelError, match=message):

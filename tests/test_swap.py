@@ -132,7 +132,7 @@ class Plain(BaseModule):
     def __init__(self, out_indices=(0, 1), init_cfg=None):
         super().__init__(init_cfg)
         self.out_indices = out_indices
-        self.convs = nn.ModuleList([nn.Conv2d(3, 24, 8, 8), nn.Conv2d(24, 48, 2, 2)])
+        self.convs = nn.ModuleList([nn.Conv2d(3, 24, 3, 8, 1), nn.Conv2d(24, 48, 3, 2, 1)])
         self.feature_info = [dict(channels=self.channels, stride=self.stride), dict(channels=48, stride=16)]
 
     def forward(self, x):
@@ -152,7 +152,7 @@ def test_any_registered_backbone(tmp_path):
     with pytest.raises(ModelError, match=re.escape(
             'feature_info of Liar says (channels, stride) [(24, 4), (48, 16)], but a dry run [(24, 8), (48, 16)]')):
         swap('mmdet::ssd/ssd300_coco.py', dict(type='Liar'), folder=str(tmp_path))
-    with pytest.raises(ModelError, match='^ResNet has no feature_info'):
+    with pytest.raises(ModelError, match='^mmdet.ResNet has no feature_info'):
         swap('mmdet::ssd/ssd300_coco.py', dict(type='mmdet.ResNet', depth=18), folder=str(tmp_path))
 
 

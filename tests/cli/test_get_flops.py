@@ -38,7 +38,7 @@ def test_bad_input_ends_with_one_line(tmp_path, capsys):
     (tmp_path / 'no_base.py').write_text("model = dict(backbone=dict(type='SimViT'))\n")
     with pytest.raises(SystemExit, match=r"error: the model of .*no_base.py has no type; is the config's line _base_ = "):
         main([str(tmp_path / 'no_base.py')])
-    with pytest.raises(SystemExit, match='error: ImageClassifier cannot be run on an image of 224 x 224 pixels: '):
+    with pytest.raises(SystemExit, match='error: neck.fc takes 99 channels, but gets 20480'):
         broken = tmp_path / 'broken.py'
         broken.write_text(f"_base_ = {config!r}\nmodel = dict(neck=dict(type='LinearNeck', in_channels=99, out_channels=8))\n")
         main([str(broken)])
