@@ -180,6 +180,8 @@ def dry_run(original: nn.Module, shape: tuple[int, int] = (256, 320)) -> DryRun:
     their maps have.
     """
     model = detector_of(original)
+    if is_a(model, 'BaseReID'):  # which pools a map of one size
+        shape = 256, 128
     parts = [*model.modules()]
     fixed: list[Any] = [getattr(part, 'img_size', None) for part in parts]
     of_priors: list[Any] = [getattr(getattr(part, 'prior_generator', None), 'input_size', None) for part in parts]

@@ -117,6 +117,7 @@ class Fitter:
             yield lambda: self.set((*self.prefix, 'neck'), dict(type='GlobalAveragePooling'), 'of the last map')
 
     def without_shared_head(self) -> None:
+        """Take out the last stage of a ResNet that computes on regions."""
         path = (*self.prefix, 'roi_head')
         self.set((*path, 'shared_head'), None, 'the last stage of a ResNet')
         for inner, node in walk(at(self.model, path)):
@@ -203,6 +204,7 @@ class Fitter:
 
     @staticmethod
     def translate(given: list, index: Any, old: list[int], new: list[int]) -> list[int] | None:
+        """New widths for a list of old ones, also for a part of them or from the last to the first; None if it is none."""
         if len(old) != len(new) or not old:
             return None
         if isinstance(index, (list, tuple)):
@@ -221,6 +223,11 @@ class Fitter:
         return None
 
     def repair(self) -> DryRun:
+        """Change what does not fit until a dry run ends well.
+
+        Raises:
+            ModelError: if nothing is found to change.
+        """
         tried: set[str] = set()
         while True:
             try:
@@ -279,6 +286,7 @@ class Fitter:
         return path
 
     def mend_width(self, path: Path, takes: int, gets: int) -> bool:
+        """Change the width that a layer was made with, in its settings or those around it."""
         widths = [width for width, _ in self.maps]
         for length in range(len(path), len(self.prefix) - 1, -1):
             node = at(self.model, path[:length])
@@ -320,6 +328,7 @@ class Fitter:
         return False
 
     def mend_strides(self, path: Path, takes: list, gets: list) -> bool:
+        """Change the strides that priors or extractors of regions have."""
         node = at(self.model, path)
         for inner, part in walk(node):
             for key in ('strides', 'featmap_strides', 'stride'):
@@ -522,7 +531,11 @@ def swap(name: str, backbone: dict, imports: Sequence[str] = (), keep_optimizer:
 
 
 def locate_config(name: str, folder: str) -> tuple[str, str]:
-    """The path of a config, and what another in ``folder`` inherits it by."""
+    """The path of a config, and what another in ``folder`` inherits it by.
+
+    Raises:
+        ConfigError: if there is none, or it is in pure Python.
+    """
     library, found, rest = name.partition('::')
     if found:
         spec = find_spec(library)

@@ -43,7 +43,8 @@ def build_whole(name, **changes):
      r'decode_head.* takes 32 .*decode_head=dict\(in_channels=\[64, 128, 320, 512\]\), auxiliary_head=dict\(in_channels=320\)'),
     ('upernet_simvit_micro_shapes', {'model.auxiliary_head.in_channels': 64},
      r'auxiliary_head.* takes 64 .*: model = dict\(auxiliary_head=dict\(in_channels=160\)\)'),
-    ('simvit_micro_shapes', {'model.head.in_channels': 768}, r'head.fc takes 768 .*: model = dict\(head=dict\(in_channels=256\)\)'),
+    ('simvit_micro_shapes', {'model.head.in_channels': 768},
+     r'head.fc takes 768 .*: model = dict\(head=dict\(in_channels=256\)\)'),
 ])
 def test_what_does_not_fit_is_named_with_settings_that_a_dry_run_proved(name, changes, message):
     with pytest.raises(ModelError, match=message):

@@ -173,9 +173,8 @@ def test_the_dry_run_sees_strides_that_are_decoded_wrong():
     cfg = Config.fromfile(folder / 'yolox/yolox_tiny_8xb8-300e_coco.py')
     cfg.model.backbone = dict(type='SimViT', arch='micro')
     cfg.model.neck.in_channels = [32, 64, 160, 256]
-    with pytest.raises(ModelError, match=(
-            r'bbox_head has the strides \[8, 16, 32\], but gets 4 maps, of strides \[4, 8, 16, 32\].*model = dict\('
-            r'neck=dict\(in_channels=\[64, 160, 256\]\), backbone=dict\(out_indices=\(1, 2, 3\)\)\)$')):
+    with pytest.raises(ModelError, match=r'bbox_head has the strides \[8, 16, 32\], but gets 4 maps, of strides .*'
+                       r'model = dict\(neck=dict\(in_channels=\[64, 160, 256\]\), backbone=dict\(out_indices=\(1, 2, 3\)\)'):
         build_model(cfg)
     cfg = Config.fromfile(folder / 'faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py')
     cfg.model.backbone = dict(type='SimViT', arch='micro', out_indices=(3, ))

@@ -29,7 +29,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Write the config, build it, and run it."""
+    """Write the config, build it, and run it.
+
+    Raises:
+        ConfigError: if the file exists, or there is no such config.
+        ModelError: if the model cannot be made to fit.
+    """
     args = parse_args(argv)
     kind, _, arch = args.backbone.partition(':')
     backbone: dict[str, Any] = dict(type=kind, **({'arch': arch} if arch else {}), **args.backbone_options)
