@@ -144,7 +144,8 @@ class Fitter:
         """Those of the strides that the old maps had, or as many of the last as it had."""
         strides, have = self.old.strides, [stride for _, stride in self.maps]
         added = self.why.get((*self.prefix, 'neck')) == 'of the last map'
-        if not strides or strides == [0] or added:
+        classifies = len(strides) == 1 and self.scope == 'mmpretrain'
+        if not strides or strides == [0] or added or classifies:
             self.chosen = [len(have) - 1] if strides else [*range(len(have))]
         elif len(set(strides)) == len(strides) and set(strides) <= set(have):
             self.chosen = [have.index(stride) for stride in sorted(strides)]

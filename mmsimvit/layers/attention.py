@@ -42,7 +42,7 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
 
 
 def is_wrapped(x: Tensor) -> bool:
-    """Whether ``torch.func`` stands around a tensor of any shape ``(B, N)``, which then tells neither its numbers nor whether it has a gradient."""
+    """Whether ``torch.func`` stands around a tensor, ``(B, N)`` or any other, which then tells neither numbers nor gradient."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
