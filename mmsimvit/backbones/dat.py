@@ -99,13 +99,13 @@ class OffsetNetwork(nn.Module):
         self.proj = nn.Linear(channels, 2, bias=False)
 
     def forward(self, query: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, 2 * groups, H', W')``, down and right for each group."""
+        """``(B, H, W, C)`` -> ``(B * groups, H', W', 2)``, down and right."""
         conv, bias = self.conv, self.conv.bias
         assert bias is not None  # as it was built
         x = F.conv2d(query.permute(0, 3, 1, 2), conv.weight.repeat(self.groups, 1, 1, 1), bias.repeat(self.groups), conv.stride,
                      conv.padding, groups=query.shape[-1])
-        x = x.permute(0, 2, 3, 1).contiguous().unflatten(-1, (self.groups, conv.out_channels))  # which a trace cannot see
-        return self.proj(F.gelu(self.norm(x))).flatten(3).permute(0, 3, 1, 2)
+        x = fold(x.contiguous(), self.groups).permute(0, 2, 3, 1).contiguous()
+        return self.proj(F.gelu(self.norm(x)))
 
 
 # Of one group, these keep dimensions as they are: reshaping, a trace asks for the lengths behind a dimension of length 1.
@@ -194,10 +194,10 @@ class DeformableAttention(nn.Module):
 
     def choose_places(self, query: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> where each group of channels samples its map, ``(B * groups, H', W', 2)``, y and x."""
-        offset = fold(widen(self.offset(query)).contiguous(), self.groups)
-        counts = offset.shape[2:]
+        offset = widen(self.offset(query))
+        counts = offset.shape[1:3]
         extents = [count - 1 for count in counts] if self.from_borders else counts
-        offsets: Sequence[Tensor] = offset.unbind(1)
+        offsets: Sequence[Tensor] = offset.unbind(-1)
         if self.offset_range is not None:
             offsets = [part.tanh() * self.offset_range / torch.full_like(part, extent).clamp(min=1)
                        for part, extent in zip(offsets, extents)]
