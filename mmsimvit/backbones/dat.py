@@ -414,7 +414,8 @@ class DAT(PyramidBackbone):
             patch_embed = ConvEmbed(in_channels, dims, size, 2, size // 3, bias=False)
         else:
             patch_embed = ConvStem(in_channels, dims) if plus else ConvEmbed(in_channels, dims, 4, 4, 0)
-        make_block, make_ffn = ((ConvBlock, partial(ConvFFN, adds_hidden=True)) if plus else (layers.Block, FFN))
+        make_block, make_ffn = ((ConvBlock, partial(ConvFFN, adds_hidden=True)) if plus
+                                else (layers.Block, partial(FFN, recompute=True)))
         blocks = [make_block(self.build_attention(kinds[number % len(kinds)], index), make_ffn(dims, dims * mlp_ratio), dims,
                              rate, EPS) for number, rate in enumerate(drop_path_rates)]
         return Stage(patch_embed, blocks, self.with_cp)
