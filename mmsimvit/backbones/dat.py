@@ -115,7 +115,7 @@ def fold(x: Tensor, groups: int) -> Tensor:
 
 
 def unfold(x: Tensor, groups: int) -> Tensor:
-    """What ``fold`` gives -> what it takes."""
+    """``(B * groups, C, ...)`` -> ``(B, groups * C, ...)``."""
     return x if groups == 1 else x.unflatten(0, (x.shape[0] // groups, groups)).flatten(1, 2)
 
 
@@ -228,7 +228,7 @@ class DeformableAttention(nn.Module):
         return torch.cat(outs, 1)
 
     def attend_rows(self, query: Tensor, key: Tensor, value: Tensor, grid: Tensor, places: Tensor) -> Tensor:
-        """``attend``, all at once."""
+        """The same of some rows at once: query ``(B, rows, W, C)``, grid ``(rows, W, 2)`` -> ``(B, rows, W, C)``."""
         bias = self.position_bias.at(grid.flatten(0, 1)[:, None] - places[:, None], self.groups)
         return multi_head_attention(query.flatten(1, 2), key, value, self.num_heads, bias).unflatten(1, query.shape[1:3])
 
