@@ -26,7 +26,7 @@ from mmsimvit.analysis.feature_maps import (
 )
 from mmsimvit.cli.visualize import main
 from mmsimvit.datasets import DataError
-from mmsimvit.ops.reference import central_attention
+from mmsimvit.ops import central_attention
 from tests.backbones.table import BACKBONES
 from tests.conftest import ROOT, run
 
@@ -87,7 +87,7 @@ def test_window_weights_give_the_attention_of_the_module_and_of_the_reference(st
     x, out = (record(backbone, view.inputs, module) for module in (attention, attention.proj))
     key, value = attention.kv(x).chunk(2, -1)
     heads = attention.num_heads
-    reference = central_attention(attention.q(x), key, value, heads, kernel_size, (x.shape[-1] / heads)**-0.5, 0.)
+    reference = central_attention(attention.q(x), key, value, heads, kernel_size, backend='reference')
     padded = F.pad(value[0], (0, 0) + (kernel_size // 2, ) * 4)
     for row, column in ((0, 0), (x.shape[1] - 1, x.shape[2] - 1), (2, 1), (0, 3)):
         weights = get_token_weights(attention, x, row, column)
