@@ -105,11 +105,11 @@ class PyramidBackbone(Backbone):
         for index, stage in enumerate(self.stages):
             x = stage(x)
             out = self.get_map(index, x)
+            if self.carries_norms:
+                x = out
             if index in self.out_indices:
                 out = out.contiguous()
                 outs.append(out.clone() if out is x else out)  # a head may change it in place, and the next stage keeps x
-            if self.carries_norms:
-                x = out
         return tuple(outs)
 
     def get_map(self, index: int, x: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def test_a_backbone_runs_with_the_backend_that_it_names(monkeypatch):
     ran = []
     for name in ('composite', 'eager'):
         module = import_module(f'mmsimvit.ops.{name}')
-        function = 'central_attention' if name == 'composite' else 'forward'
+        function = 'attention' if name == 'composite' else 'forward'
         original = getattr(module, function)
         monkeypatch.setattr(module, function, lambda *a, name=name, f=original: ran.append(name) or f(*a))
     attentions = 8  # of SimViT-micro, in stages 1 to 3
