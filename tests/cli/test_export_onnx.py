@@ -90,7 +90,7 @@ def test_the_tool_exports_a_backbone_of_a_checkpoint(tmp_path):
     config = config_of('retinanet', tmp_path)
     with config.open('a') as file:
         file.write("model['backbone']['out_indices'] = [0]\nmodel['neck'].update(in_channels=[8], start_level=0)\n"
-                   "model['bbox_head']['anchor_generator']['strides'] = [4, 8, 16, 32]\n")
+                   "model['bbox_head'] = dict(anchor_generator=dict(strides=[4, 8, 16, 32]))\n")
     model = build(config)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['a', 'b']))), tmp_path / 'all.pth')
     torch.save(dict(state_dict=model.backbone.state_dict()), tmp_path / 'backbone.pth')
