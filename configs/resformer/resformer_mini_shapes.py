@@ -12,3 +12,10 @@ test_pipeline = [load, dict(type='Resize', scale=128), dict(type='PackInputs')]
 train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline)))
 val_dataloader = dict(dataset=dict(dataset=dict(pipeline=test_pipeline)))
 test_dataloader = dict(dataset=dict(dataset=dict(pipeline=test_pipeline)))
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            'cls_token': dict(decay_mult=0.),
+            'pos_embed': dict(decay_mult=0.),
+            'attn.local': dict(decay_mult=0.)
+        }))
