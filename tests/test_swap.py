@@ -33,7 +33,7 @@ MISSES = {
 }
 if find_spec('skimage') is None:
     MISSES['boxinst'] = 'skimage is not installed'
-TRAINED = ('retinanet/retinanet_r50', 'faster_rcnn/faster-rcnn_r50_', 'ssd300', 'yolox_tiny', 'libra-retinanet', 'c4_ms',
+TRAINED = ('retinanet/retinanet_r50', 'faster_rcnn/faster-rcnn_r50_', 'gfl/gfl_r50', 'yolox_tiny', 'libra-retinanet', 'c4_ms',
            'dyhead', 'fcos_r50', 'detr_r50_8xb2-150e', 'mask-rcnn_r50_fpn_1x', 'fcn_r50', 'upernet_r50', 'ocrnet_r101',
            'psp_4xb4', 'segformer', 'setr_vit-l_naive')
 
