@@ -29,8 +29,8 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: i
         bias = (bias if bias.dim() == 4 else bias[None]).to(query.dtype)
         # On a CPU no kernel differentiates a bias, and what torch falls back to looks for rows that are masked as a whole. To
         # export, versions of torch take one bias for all images as a sign that there is never one image.
-        if dropout_p == 0 and (is_exporting() or ((bias.requires_grad or is_wrapped(bias)) and query.device.type == 'cpu'
-                                                  and not torch.compiler.is_compiling())):
+        if dropout_p == 0 and (is_exporting() or (query.device.type == 'cpu' and not torch.compiler.is_compiling()
+                                                  and (bias.requires_grad or is_wrapped(bias)))):
             logits = (query * (query.shape[-1]**-0.5 if scale is None else scale)) @ key.transpose(-2, -1)
             return (logits.add_(bias).softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
     channels = query.shape[-1]
