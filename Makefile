@@ -9,7 +9,7 @@ VENV := .venv$(if $(filter-out upstream,$(STACK)),-$(STACK))$(if $(TORCH),-torch
 help:
 	@echo 'make demo   set up, train Mask R-CNN on SimViT for minutes on generated images, show what it learnt;'
 	@echo '            TASK=segmentation for Semantic FPN, TASK=classification for a classifier'
-	@echo 'make test   set up, run the linter, the type checker and the tests that each change must pass: ten minutes'
+	@echo 'make test   set up, run the linter, the type checker and the tests that each change must pass: twelve minutes'
 	@echo 'make test-all  make test, then the tests that take long: up to an hour'
 	@echo 'make docs   set up, run all commands of the pages and the tutorials, build the site into site/'
 	@echo 'make setup  set up .venv alone'
