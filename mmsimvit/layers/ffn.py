@@ -3,10 +3,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import conv_ffn_in_chunks
 from ..ops.ffn import suits_chunks
+
+HOOKS = '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'
 
 
 class FFN(nn.Module):
@@ -57,8 +60,8 @@ class ConvFFN(nn.Module):
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         with_gradients = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
         conv_bias = self.dwconv.bias
-        if (conv_bias is not None and self._is_as_built()
-                and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute)):
+        if (conv_bias is not None and suits_chunks(x, self.fc1.weight, with_gradients, self.recompute)
+                and self._is_as_built()):
             kernel = self.dwconv.weight
             if self.adds_hidden:  # which is one more at the middle of the kernel; low precision would round it, and is not here
                 kernel = kernel + F.pad(kernel.new_ones(1, 1), (1, 1, 1, 1))
@@ -75,10 +78,14 @@ class ConvFFN(nn.Module):
         return self.fc2(F.gelu(out + x if self.adds_hidden else out))
 
     def _is_as_built(self) -> bool:
-        """Whether nobody quantized, wrapped, parametrized or watches the layers, so that their weights say all."""
-        return all(type(layer) in (nn.Linear, nn.Conv2d) and not (layer._forward_hooks or layer._forward_pre_hooks
-                                                                  or layer._backward_hooks or layer._backward_pre_hooks)
-                   for layer in (self.fc1, self.dwconv, self.fc2))
+        """Whether nobody quantized, wrapped, parametrized or watches the layers, so that their weights say all.
+
+        Hooks are those of a layer and those of all modules, as FLOP counters and torch's ``ModuleTracker`` have.
+        """
+        layers = self.fc1, self.dwconv, self.fc2
+        hooked = any(getattr(owner, name) for name in HOOKS for owner in layers) or any(
+            getattr(torch_module, f'_global{name}') for name in HOOKS)
+        return not hooked and all(type(layer) in (nn.Linear, nn.Conv2d) and 'forward' not in vars(layer) for layer in layers)
 
 
 class InvertedResidual(nn.Module):

@@ -5,8 +5,8 @@ toolkit are needed. ``install`` puts a module in its place where there is none (
 ``MMCV_WITH_OPS=0``). A compiled one is found first and stays in charge.
 
 The functions have the names and arguments that MMCV calls: results are written into tensors that it made. They run on the CPU
-and on CUDA devices. Numbers of 16 bits are computed with in float32, as torchvision does under autocast. Each backward pass
-is once differentiable, as MMCV's are.
+and on CUDA devices. Numbers of 16 bits are computed with in float32, as torchvision does under autocast. There are no second
+derivatives, as MMCV has none, and who asks for them gets an error.
 """
 import importlib.abc
 import sys
@@ -37,11 +37,12 @@ class Loader(importlib.abc.Loader):
         # Here, for they import torchvision, which not every environment has.
         import torch
 
-        from . import deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample
+        from . import common, deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample
         for part in (deform_conv, focal_loss, multi_scale_deform_attn, nms, psamask, roi, sync_bn, upsample):
             for function in part.OPERATORS:
+                name = function.__name__
                 # As with a compiled module: torch.compile would trace these, and lose what they write within MMCV's functions.
-                setattr(module, function.__name__, torch.compiler.disable(function))
+                setattr(module, name, torch.compiler.disable(common.once(function) if 'backward' in name else function))
         vars(module).update(get_compiler_version=lambda: 'none, operators of mmsimvit.mmcv_ops',
                             get_compiling_cuda_version=lambda: 'none', __getattr__=needs_compiled_mmcv)
 

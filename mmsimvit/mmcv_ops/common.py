@@ -31,6 +31,23 @@ def as_a_kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, 
     return wrapped
 
 
+def once(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A backward pass whose gradients are not to be differentiated in turn, for which they would be constants.
+
+    MMCV marks most of its functions so, but not CARAFE, PSAMask and the focal loss of softmax.
+
+    Raises:
+        RuntimeError: in such a case.
+    """
+    @wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"MMCV's operator {function.__name__} has no second derivatives; leave out create_graph=True, "
+                               'or the part of the model that needs it')
+        return function(*args, **kwargs)
+    return wrapped
+
+
 def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor) -> tuple[Tensor, ...]:
     """Gradients of a composition of torch's functions, which is computed once more for them, in the shapes of its inputs.
 

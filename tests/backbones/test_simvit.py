@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn.modules import module as modules
 
 from mmsimvit import SimViT
 from mmsimvit.layers import ffn
@@ -148,7 +149,26 @@ def test_changed_layers_of_an_ffn_are_called(chunked):
 
     model.stages[3].blocks[1].ffn.fc2 = Wrapped(1024, 256)
     torch.nn.utils.parametrizations.weight_norm(model.stages[1].blocks[0].ffn.fc1)
+    patched = model.stages[2].blocks[0].ffn.dwconv
+    forward = patched.forward
+    patched.forward = lambda x: called.append('patched') or forward(x)
     with torch.no_grad():
         model(torch.randn(1, 3, 32, 32))
-    assert called == ['hook', 'wrapped']
-    assert len(chunked) == 7
+    assert called == ['hook', 'patched', 'wrapped']
+    assert len(chunked) == 6
+
+
+@pytest.mark.parametrize('register', [modules.register_module_forward_hook, modules.register_module_forward_pre_hook,
+                                      modules.register_module_full_backward_hook])
+def test_hooks_of_all_modules_see_every_layer_of_an_ffn(register, chunked):
+    model = SimViT('micro', out_indices=(0, ), recompute_ffn=True)
+    seen = set()
+    handle = register(lambda module, *_: seen.add(module))
+    try:
+        model(torch.randn(1, 3, 32, 32))[0].sum().backward()
+    finally:
+        handle.remove()
+    assert seen >= {layer for block in model.stages[0].blocks for layer in (block.ffn.fc1, block.ffn.dwconv, block.ffn.fc2)}
+    assert not chunked
+    model(torch.randn(1, 3, 32, 32))
+    assert len(chunked) == 2

@@ -147,6 +147,22 @@ def test_carafe_sums_weighted_windows(ours, operator):
         assert gradcheck(lambda *leaves: operator(*leaves, kernel, groups, factor), leaves)
 
 
+@pytest.mark.parametrize(('operator', 'shape'), [
+    (lambda x: ops.carafe(x, draw('masks', 1, 9, 6, 10), 3, 1, 2), (1, 4, 3, 5)),
+    (lambda x: ops.psa_mask.psa_mask(x, 0, (3, 3)), (1, 9, 4, 5)),
+    (lambda x: ops.softmax_focal_loss(x, torch.tensor([1, 0]), 2.0, 0.25, None, 'sum'), (2, 3)),
+    (lambda x: ops.roi_align(x, torch.tensor([[0., 1, 1, 9, 9]]), (2, 2), 0.25, 0, 'avg', True), (1, 3, 9, 13))],
+    ids=['carafe', 'psa_mask', 'softmax_focal_loss', 'roi_align'])
+def test_second_derivatives_are_refused(ours, operator, shape):
+    """They would be zero: with MMCV alone, of those whose functions are not marked as once differentiable."""
+    def penalty():
+        x = draw('map', *shape, dtype=torch.float32).requires_grad_()
+        gradient, = torch.autograd.grad(operator(x).square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+    with pytest.raises(RuntimeError, match=r'has no second derivatives|once_differentiable'):
+        penalty()
+
+
 def test_masked_conv_is_a_convolution_at_some_pixels(ours):
     x, weight, bias = draw('map', 1, 3, 6, 7), draw('weight', 5, 3, 3, 3), draw('bias', 5)
     mask = torch.zeros(1, 6, 7)
