@@ -272,8 +272,11 @@ def _explain(error: Exception, active: list, names: dict) -> Misfit:
     name = names[module]
     one = inputs[0] if inputs else None
     if isinstance(one, Tensor):
-        takes = getattr(module, 'in_channels', getattr(module, 'in_features', getattr(module, 'num_features', None)))
+        takes = next((value for key in ('in_channels', 'in_features', 'num_features', 'n_dims')
+                      if (value := getattr(module, key, None)) is not None), None)
         gets = one.shape[-1] if isinstance(module, nn.Linear) else one.shape[1] if one.dim() > 1 else None
+        if isinstance(module, nn.LayerNorm):
+            takes, gets = module.normalized_shape[-1], one.shape[-1]
         flat = isinstance(module, nn.Linear) and one.dim() == 4  # a map that should have been pooled
         if isinstance(takes, int) and takes != gets and not flat:
             kind = 'features' if isinstance(module, nn.Linear) else 'channels'

@@ -17,7 +17,7 @@ from .backbones import Backbone
 from .config_files import find_config
 from .dry_run import DryRun, dry_run, is_a
 from .errors import ModelError
-from .swap import advise
+from .fitting import advise
 from .weights import as_mmengine_reads, load_file, match_checkpoint, strip_module
 
 

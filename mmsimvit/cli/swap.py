@@ -10,7 +10,8 @@ from mmengine.config import Config, DictAction
 from ..dry_run import dry_run
 from ..errors import ConfigError, ModelError
 from ..files import atomic_write
-from ..swap import build, swap
+from ..fitting import build
+from ..swap import scope_of, swap
 from .errors import one_line_errors
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     def write(path: Path) -> None:
         path.write_text(done.text)
         cfg = Config.fromfile(path)
-        seen = dry_run(build(cfg.model, cfg.get('default_scope') or 'mmengine'))  # of what was written, before it gets its name
+        seen = dry_run(build(cfg.model, scope_of(cfg)))  # of what was written, before it gets its name
         if seen != done.seen:
             raise ModelError(f'the config that was written is not the one that was tried: {seen}, not {done.seen}')
 
