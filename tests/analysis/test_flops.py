@@ -1,5 +1,5 @@
 """Counting parameters, FLOPs and activations, against numbers derived by hand."""
-import importlib
+import importlib.util
 from math import ceil
 from pathlib import Path
 
@@ -242,8 +242,7 @@ def test_what_runs_beside_the_children_is_in_a_line_of_its_own():
 
 def build_stock(path, **changes):
     """A stock detector, with narrow heads of few classes, and a backbone without weights of its own."""
-    from importlib.util import find_spec
-    cfg = Config.fromfile(Path(find_spec('mmdet').origin).parent / '.mim/configs' / path)
+    cfg = Config.fromfile(Path(importlib.util.find_spec('mmdet').origin).parent / '.mim/configs' / path)
     cfg.merge_from_dict(dict(model=changes))
     for part in find_dicts(cfg.model):
         if isinstance(part.get('init_cfg'), dict) and part.init_cfg.get('type') == 'Pretrained':
@@ -270,6 +269,11 @@ def test_detectors_whose_tensor_mode_lacks_something():
     paa = macs_by_part(build_stock('paa/paa_r50_fpn_1x_coco.py'))
     lad = macs_by_part(build_stock('lad/lad_r50-paa-r101_fpn_2xb8_coco_1x.py', teacher_ckpt=None))
     assert lad['LAD'] == paa['PAA']
+    gfl = macs_by_part(build_stock('gfl/gfl_r50_fpn_1x_coco.py', backbone=dict(depth=18), neck=dict(
+        in_channels=[64, 128, 256, 512])))
+    ld = macs_by_part(build_stock('ld/ld_r18-gflv1-r101_fpn_1x_coco.py', teacher_ckpt=None, teacher_config=str(
+        Path(importlib.util.find_spec('mmdet').origin).parent / '.mim/configs/gfl/gfl_r101_fpn_ms-2x_coco.py')))
+    assert ld['KnowledgeDistillationSingleStageDetector'] == gfl['GFL']
     yolact = macs_by_part(build_stock('yolact/yolact_r50_1xb8-55e_coco.py'))
     assert yolact['other'] == 100 * 32 * 80**2  # 100 instances, each a sum of 32 maps of stride 4
     condinst = macs_by_part(build_stock('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py'))
