@@ -11,10 +11,12 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .backbones import Backbone
 from .config_files import find_config
+from .datasets.unwrap import unwrap_dataset
 from .dry_run import DryRun, dry_run, is_a
 from .errors import ModelError
 from .fitting import advise
@@ -108,6 +110,10 @@ def check_fit(model: nn.Module, settings: dict | None = None) -> DryRun | None:
     """
     if not any(isinstance(module, Backbone) for module in model.modules()) or isinstance(model, Backbone):
         return None
+    backbone, mean = getattr(model, 'backbone', None), getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if isinstance(backbone, Backbone) and isinstance(mean, Tensor) and mean.numel() not in (1, backbone.in_channels):
+        raise ModelError(f'the mean of data_preprocessor is of {mean.numel()} channels, but {type(backbone).__name__} has '
+                         f'in_channels={backbone.in_channels}: give mean and std a number for each channel of the images')
     seen = dry_run(model)
     if seen.misfit is None:
         return seen
@@ -202,6 +208,63 @@ def check_mixing(model: nn.Module) -> None:
     if getattr(mixing, 'batch_augments', None) is not None and isinstance(of_head, int) and of_mixing != of_head:
         raise ModelError(f'data_preprocessor has num_classes={of_mixing}, for mixup and the like, but head has '
                          f'num_classes={of_head}: set model.data_preprocessor.num_classes to {of_head} in the config')
+
+
+def check_losses(model: nn.Module) -> None:
+    """Compare weights of classes in losses with the classes of their heads, and look for a softmax over one class.
+
+    Raises:
+        ModelError: if a loss has not one weight for each class (or one more, for the background), or learns nothing.
+    """
+    heads = {name: part for name, part in model.named_modules() if isinstance(getattr(part, 'num_classes', None), int)
+             and not type(part).__name__.endswith('Loss')}
+    for name, loss in model.named_modules():
+        around = [head for head in heads if name.startswith(f'{head}.')]
+        if not type(loss).__name__.endswith('Loss') or not around:
+            continue
+        of_head: Any = heads[max(around, key=len)]
+        number, weights, place = of_head.num_classes, getattr(loss, 'class_weight', None), max(around, key=len)
+        if isinstance(weights, (list, tuple)) and len(weights) not in (number, number + 1):
+            raise ModelError(f'a loss of {place} has class_weight for {len(weights)} classes, but the head has num_classes='
+                             f'{number}: give each class its weight, in the order of the classes')
+        channels = number if is_a(model, 'BaseClassifier') else getattr(of_head, 'out_channels', None)
+        softmax = type(loss).__name__ == 'CrossEntropyLoss' and not getattr(loss, 'use_sigmoid', False)
+        if softmax and channels == 1 and (is_a(model, 'BaseClassifier') or is_a(model, 'BaseSegmentor')):
+            raise ModelError(f'{place} takes a softmax over one class, which is always 1, so that nothing is learnt: name what '
+                             'is not of the class as another, or set use_sigmoid=True in the loss')
+
+
+def check_ignored(model: nn.Module, dataset: Any) -> None:
+    """Compare the value of pixels that count for no class in the data of a segmentor and in its heads.
+
+    Raises:
+        ModelError: if they differ.
+    """
+    values = [leaf.ignore_index for leaf in unwrap_dataset(dataset) if hasattr(leaf, 'reduce_zero_label')]
+    for name in ('decode_head', 'auxiliary_head') if values else ():
+        found = getattr(model, name, None)
+        for head in found if isinstance(found, nn.ModuleList) else [found]:
+            value: Any = getattr(head, 'ignore_index', None)
+            if isinstance(value, int) and value not in values:
+                raise ModelError(f'{name} has ignore_index={value}, but the data set {values[0]}, for pixels of no class: set '
+                                 'the same value in the data sets, in all heads and in IoUMetric')
+
+
+def check_image_channels(model: nn.Module, batch: Any) -> None:
+    """Compare the channels of images with those of the backbone.
+
+    Raises:
+        ModelError: if they differ.
+    """
+    backbone = getattr(model, 'backbone', None)
+    leaves = tree_leaves(batch.get('inputs')) if isinstance(batch, dict) else []
+    images = [image for image in leaves if isinstance(image, Tensor)]
+    if isinstance(backbone, Backbone) and images and images[0].dim() in (3, 4):
+        channels = images[0].shape[-3]
+        if channels != backbone.in_channels:
+            raise ModelError(f'images have {channels} channels, but {type(backbone).__name__} has in_channels='
+                             f'{backbone.in_channels}: set in_channels of the backbone and mean and std of data_preprocessor, '
+                             "or color_type of LoadImageFromFile ('color' for 3, 'grayscale' for 1, 'unchanged' for all)")
 
 
 def check_topk(model: nn.Module, metrics: Iterable[Any]) -> None:

@@ -86,11 +86,23 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test'))):
         if scope == 'mmpretrain':  # whose configs leave this to its tools
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+        if loader.get('batch_size') is not None:
+            at_least(1, loader.batch_size, 'batch_size')
+        at_least(0, loader.get('num_workers', 0), 'num_workers')
         if not loader.get('num_workers'):  # of which torch refuses to keep any
             for name in ('persistent_workers', 'prefetch_factor'):
                 loader.pop(name, None)
     add_hook(cfg, MATCH_HOOK, whole=whole)
     return cfg
+
+
+def at_least(least: int, value: object, name: str) -> None:
+    """
+    Raises:
+        ConfigError: if a setting of a data loader is not a whole number, or less than it may be.
+    """
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f'{name} of a data loader is {value!r}; it must be a whole number, {least} or more')
 
 
 def _make_room_for_weights(cfg: Config, options: dict[str, Any]) -> None:

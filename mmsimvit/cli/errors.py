@@ -16,6 +16,7 @@ from mmengine.registry import MODELS
 from ..backbones import Backbone
 from ..errors import CANNOT_WRITE, UserError, WriteError
 
+LIBRARIES = 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'torch'
 # Errors of libraries whose text says all: the exception, a pattern of its last line, and what is told instead.
 REWORDED: tuple[tuple[type[Exception], str, str], ...] = (
     (Exception, r'failed to load image: (.+)',  # mmcv.transforms.LoadImageFromFile
@@ -70,7 +71,19 @@ def explain(error: Exception) -> str | None:
         return _missing_type(error) or _unknown_type(last_line)
     if isinstance(error, ValueError) and (backbone := _backbone_of(error)):
         return last_line if backbone in last_line else f'{backbone}: {last_line}'
-    return None
+    return _refused_by_library(error)
+
+
+def _refused_by_library(error: Exception) -> str | None:
+    """What a constructor of the libraries says of the settings that a config gives it."""
+    if not isinstance(error, (AssertionError, ValueError)) or not str(error).strip():
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    built = [frame.f_locals.get('obj_cls') for frame in frames if frame.f_code.co_name == 'build_from_cfg']
+    if not built or frames[-1].f_globals.get('__name__', '').split('.')[0] not in LIBRARIES:
+        return None
+    text = ' '.join(str(error).split())[:500]
+    return f'{getattr(built[-1], "__name__", "a part")} refuses its settings in the config: {text}'
 
 
 def _unexpected_argument(error: TypeError, line: str) -> str | None:
@@ -164,9 +177,10 @@ def _near_configs(path: Path) -> list[str]:
 
 
 def _backbone_of(error: Exception) -> str | None:
-    """The class that refused its arguments, if it is one of our backbones and does so while it is made."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        made = frame.f_locals.get('self') if frame.f_code.co_name == '__init__' else None
+    """The class that refused its arguments or its images, if it is one of our backbones."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in frames:
+        made = frame.f_locals.get('self') if frame.f_code.co_name == '__init__' or frame is frames[-1] else None
         if isinstance(made, Backbone):
             return type(made).__name__
     return None

@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from ..errors import DataError
 from .class_folders import check_class_folders, check_class_list
-from .coco import CocoFile, check_coco
+from .coco import CocoFile, check_coco, ignores_exif
 from .label_maps import check_label_maps
 from .unwrap import unwrap_dataset
 
@@ -57,15 +57,17 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             found = _folders(dataset, reader, split)
             if reader == 'CocoDataset' and dataset.get('ann_file'):
                 check_coco(dataset, found.get('img', Path(dataset.get('data_root') or '')), classes or [], split, files)
-            elif reader == 'BaseSegDataset' and not dataset.get('ann_file'):
+            elif reader == 'BaseSegDataset':
+                listed = Path(dataset.get('data_root') or '', dataset['ann_file']) if dataset.get('ann_file') else None
                 check_label_maps(found, {name: _default(dataset, kind, name) for name in SEGMENTATION_SETTINGS}, classes, split,
-                                 is_relabelled=classes != _own_classes(kind, classes))
+                                 is_relabelled=classes != _own_classes(kind, classes),
+                                 lies=ignores_exif(dataset), listed=None if listed and listed.is_dir() else listed)
             elif reader == 'CustomDataset' and dataset.get('with_label', True) and dataset.get('split') != 'test':
                 path = _class_list(dataset)
                 if path:
                     check_class_list(path, len(classes) if classes else head.get('num_classes'), split)
                 else:
-                    check_class_folders(found['img'], classes, split, folders)
+                    check_class_folders(found['img'], classes, split, folders, _default(dataset, kind, 'extensions'))
 
 
 def _class_of(kind: str | type, scope: str | None) -> type:

@@ -7,17 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
 from rich.progress import Progress
 
 from ..errors import DataError, warn_user
+from .headers import LYING, read_header
 
 # Why annotations are left out of a training.
 NO_IMAGE = 'of no image'
 NO_AREA = 'with boxes outside of their image or narrower than a pixel'
 NO_POLYGON = 'whose masks have no polygon of three points'
-# EXIF's orientations that swap height and width.
-LYING = (5, 6, 7, 8)
+MOST_ODD = 0.1  # of boxes that reach beyond their images, or do not fit their masks
 
 
 class CocoFile(NamedTuple):
@@ -53,17 +52,23 @@ def check_coco(dataset: dict, images: Path, classes: list[str], split: str, file
     if annotated and split == 'train':
         _check_what_is_trained_on(path, annotations, sizes, wanted, dataset.get('filter_cfg') or {},
                                   set(sizes) - {item['image_id'] for item in of_classes})
-    elif annotated and annotations and all(item['iscrowd'] for item in annotations):
-        warn_user(f'nothing can be evaluated on {path}: all of its {len(annotations)} annotations are crowds (iscrowd=1). If '
-                  'they are single things, as some tools write brush masks, set iscrowd to 0')
-    loading: dict = next((step for name, step in steps.items() if name.endswith('LoadImageFromFile')), {})
-    _check_images(path, images, sizes, str(loading.get('color_type', 'color')) not in ('color', 'grayscale'))
+    elif (split == 'val' or of_classes) and all(item['iscrowd'] for item in annotations):
+        warn_user(f'nothing can be evaluated on {path}: ' + (
+            f'all of its {len(annotations)} annotations are crowds (iscrowd=1). If they are single things, as some tools write '
+            'brush masks, set iscrowd to 0' if annotations else f'it has no annotation of {some(classes)} in its images'))
+    _check_images(path, images, sizes, ignores_exif(dataset))
 
 
 def name_of(part: dict) -> str:
     """The name of a config's type, which in pure Python configs is the class itself."""
     kind = part.get('type')
     return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def ignores_exif(dataset: dict) -> bool:
+    """Whether a data set's images are loaded as they lie in their files, whatever their EXIF data says."""
+    loading = [step for step in dataset.get('pipeline', ()) if name_of(step).endswith('LoadImageFromFile')]
+    return any(str(step.get('color_type', 'color')) not in ('color', 'grayscale') for step in loading)
 
 
 def _read(path: Path, required: tuple[str, ...]) -> dict:
@@ -85,6 +90,12 @@ def _read(path: Path, required: tuple[str, ...]) -> dict:
 
 def _check_categories(path: Path, coco: dict, classes: list[str], split: str, files: list[CocoFile]) -> None:
     """Compare categories with the classes of the config, of the annotations, and of other splits."""
+    if any(not isinstance(category, dict) or not {'id', 'name'} <= category.keys() for category in coco['categories']):
+        raise DataError(f'a category of {path} has no id or no name; give each one both')
+    known = [category['id'] for category in coco['categories']]
+    if len({*known}) < len(known):
+        raise DataError(f'two categories of {path} have the same id, of {some(known)}, and one would get the annotations of '
+                        'both; give each an id of its own')
     names = [category['name'] for category in coco['categories']]
     unknown = [name for name in classes if name not in names]
     if unknown:
@@ -108,7 +119,6 @@ def _check_categories(path: Path, coco: dict, classes: list[str], split: str, fi
                             ', if the model was trained with that order, or else list the categories of the file in the order '
                             'of its training' if split == 'test' else ''))
     files.append(CocoFile(path, named))
-    known = [category['id'] for category in coco['categories']]
     strays = [item for item in coco.get('annotations', ()) if item.get('category_id') not in known]
     if strays:
         raise DataError(f'{len(strays)} of {len(coco["annotations"])} annotations of {path} are of no category that is listed, '
@@ -152,7 +162,7 @@ def _check_images(path: Path, folder: Path, sizes: dict[int, tuple[str, float, f
     files = list({name: (width, height) for name, width, height in sizes.values()}.items())
     found: dict[str, list] = {name: [] for name in ('lost', 'empty', 'unreadable', 'turned', 'differing', 'mirrored')}
     with ThreadPoolExecutor(16) as pool, Progress() as progress:  # for disks in a network
-        headers = pool.map(lambda item: _header(folder / item[0]), files)
+        headers = pool.map(lambda item: read_header(folder / item[0]), files)
         for (name, size), header in progress.track(zip(files, headers), len(files), description='images'):
             if isinstance(header, str):
                 found[header].append(name)
@@ -182,25 +192,6 @@ def _check_images(path: Path, folder: Path, sizes: dict[int, tuple[str, float, f
                   f'loaded, and annotations must be for the turned image: {some(mirrored)}')
 
 
-class _Header(NamedTuple):
-    size: tuple[int, int]  # width, height
-    orientation: int  # EXIF's, 1 for an image that lies as it is seen
-
-
-def _header(path: Path) -> _Header | str:
-    """Or else ``lost``, ``empty``, or ``unreadable`` for what Pillow cannot read."""
-    try:
-        if path.stat().st_size == 0:
-            return 'empty'
-    except OSError:
-        return 'lost'
-    try:
-        with Image.open(path) as image:
-            return _Header(image.size, image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # OpenCV may read it, or else names it
-        return 'unreadable'
-
-
 def _check_image_entries(path: Path, entries: list[dict]) -> dict[int, tuple[str, float, float]]:
     """Image id -> file name, width, height."""
     sizes: dict[int, tuple[str, float, float]] = {}
@@ -215,6 +206,10 @@ def _check_image_entries(path: Path, entries: list[dict]) -> dict[int, tuple[str
             raise DataError(f'image {entry["file_name"]} of {path} has the width {entry["width"]} and height '
                             f'{entry["height"]}; they must be numbers')
         sizes[entry['id']] = entry['file_name'], entry['width'], entry['height']
+    twice = [name for name, count in Counter(name for name, *_ in sizes.values()).items() if count > 1]
+    if twice:
+        warn_user(f'{len(twice)} images of {path} have more than one entry, and what is annotated in the one is background in '
+                  f'the other: {some(twice)}; join them')
     return sizes
 
 
@@ -261,7 +256,35 @@ def _check_annotations(path: Path, annotations: list[dict], sizes: dict[int, tup
     for reason, ids in left_out.items():
         if ids and split == 'train':
             warn_user(f'{len(ids)} of {len(annotations)} annotations in {path} are left out, {reason}: {some(ids)}')
+        elif ids and reason is not NO_POLYGON:
+            warn_user(f'{len(ids)} of {len(annotations)} annotations in {path} are {reason}, and not as the evaluation needs '
+                      f'them: scores would be wrong. Mend them, or take them out: {some(ids)}')
+    _check_geometry(path, whole, sizes)
     return whole
+
+
+def _check_geometry(path: Path, annotations: list[dict], sizes: dict[int, tuple[str, float, float]]) -> None:
+    """Warn where many boxes reach beyond their images, or do not fit their own polygons, as those of other formats do."""
+    beyond, apart, polygons = [], [], 0
+    for item in annotations:
+        _, width, height = sizes[item['image_id']]
+        x, y, w, h = item['bbox']
+        if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
+            beyond.append(item['id'])
+        mask = item.get('segmentation')
+        if isinstance(mask, list) and mask and all(_is_numbers(polygon) and len(polygon) > 1 for polygon in mask):
+            polygons += 1
+            columns, rows = (sorted(number for polygon in mask for number in polygon[axis::2]) for axis in (0, 1))
+            shared = (max(0, min(x + w, columns[-1] + 1) - max(x, columns[0])),
+                      max(0, min(y + h, rows[-1] + 1) - max(y, rows[0])))
+            area = (columns[-1] - columns[0] + 1) * (rows[-1] - rows[0] + 1)
+            if 2 * shared[0] * shared[1] < max(w * h, area):
+                apart.append(item['id'])
+    for ids, total, what in ((beyond, len(annotations), 'reach beyond their images'),
+                             (apart, polygons, 'have another place or size than their polygons')):
+        if len(ids) > MOST_ODD * total:
+            warn_user(f'{len(ids)} of {total} boxes in {path} {what}: bbox must be x and y of the upper left corner, width and '
+                      f'height, and all of it in pixels of the image: {some(ids)}')
 
 
 def _check_mask(mask: object, width: float, height: float, name: str, split: str) -> bool:

@@ -1,12 +1,12 @@
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, all_reduce, get_rank
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -19,8 +19,16 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from ..datasets.coco import some
-from ..errors import CheckpointError, NonFiniteLossError
-from ..models import check_classes, check_mixing, check_topk, check_unread
+from ..errors import CheckpointError, ModelError, NonFiniteLossError, UserError
+from ..models import (
+    check_classes,
+    check_ignored,
+    check_image_channels,
+    check_losses,
+    check_mixing,
+    check_topk,
+    check_unread,
+)
 from ..weights import match_checkpoint
 
 
@@ -50,6 +58,10 @@ class CheckpointMatchHook(Hook):
             runner.logger.warning(f'nothing is left to train: {runner._load_from} is of iteration {runner.iter} of '
                                   f'{runner.max_iters}, the last. For more, start a new training from '
                                   'its weights, with load_from and without --resume')
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note how many images a step takes, in all processes."""
+        checkpoint['meta']['images_per_step'] = images_per_step(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the names and shapes of checkpoint and model, and log how many fit."""
@@ -87,17 +99,43 @@ def check_order(checkpoint: dict, loader: DataLoader, name: str) -> None:
     Raises:
         CheckpointError: if they are the same in another order, or some more; of other names a warning says so.
     """
-    info = getattr(loader.dataset, 'metainfo', None)
     trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes')
-    given = info.get('classes') if isinstance(info, dict) else None
+    _compare_classes(f'checkpoint {name} was trained with', trained, 'the data', _classes_of(loader.dataset), CheckpointError)
+
+
+def check_validation(train: object, val: object) -> None:
+    """Compare the classes of two data sets.
+
+    Raises:
+        ModelError: if they are the same in another order, or some more; of other names a warning says so.
+    """
+    _compare_classes('the data of the training have', _classes_of(train), 'the validation', _classes_of(val), ModelError)
+
+
+def _classes_of(dataset: object) -> Sequence[str] | None:
+    info = getattr(dataset, 'metainfo', None)
+    return info.get('classes') if isinstance(info, dict) else None
+
+
+def _compare_classes(one: str, trained: Sequence[str] | None, other: str, given: Sequence[str] | None,
+                     error: type[UserError]) -> None:
     if not trained or not given or isinstance(given, str) or list(trained) == list(given):
         return
-    told = (f'checkpoint {name} was trained with the classes {some(list(trained))}, but those of the data are '
-            f'{some(list(given))}: label 0 is {trained[0]!r} to the one and {given[0]!r} to the other')
+    told = (f'{one} the classes {some(list(trained))}, but those of {other} are {some(list(given))}: label 0 is '
+            f'{trained[0]!r} to the one and {given[0]!r} to the other')
     if set(trained) & set(given):
-        raise CheckpointError(f'{told}. Give the config, and the categories of annotation files, the classes and the order of '
-                              'the training')
+        raise error(f'{told}. Give the config, and the categories of annotation files, the classes and the order of the '
+                    'training')
     print_log(told, 'current', logging.WARNING)
+
+
+def images_per_step(runner: Runner) -> int | None:
+    """How many images the optimizer sees between two steps, in all processes; None where batches are made in a way of their
+    own."""
+    loader = getattr(runner, 'train_dataloader', None)
+    size = getattr(loader, 'batch_size', None) or getattr(getattr(loader, 'batch_sampler', None), 'batch_size', None)
+    times = getattr(getattr(runner, 'optim_wrapper', None), '_accumulative_counts', 1)
+    return size * get_world_size() * times if isinstance(size, int) else None
 
 
 # What a schedule counts, and no setting.
@@ -106,7 +144,13 @@ COUNTERS = {'last_step', 'base_values', '_global_step', '_last_value', '_step_co
 
 def warn_of_kept_settings(runner: Runner, checkpoint: dict) -> None:
     """Name settings of the optimizer and of the schedule that mmengine takes from the checkpoint that is resumed from, and not
-    from the config."""
+    from the config, and a batch size that has changed."""
+    then, now = (checkpoint.get('meta') or {}).get('images_per_step'), images_per_step(runner)
+    if then and now and then != now:
+        runner.logger.warning(f'a step takes {now} images, but took {then} in the training that is resumed from '
+                              f'{runner._load_from}: its rates are for {then}, and an epoch, and schedules that count '
+                              'iterations, have another length. The batch size is train_dataloader.batch_size, times the '
+                              'processes, times accumulative_counts')
     kept = []
     schedulers, saved = runner.param_schedulers, checkpoint.get('param_schedulers')
     if isinstance(schedulers, list) and isinstance(saved, list):
@@ -163,7 +207,8 @@ class ReseedHook(Hook):
 @HOOKS.register_module()
 class ClassesMatchHook(Hook):
     """Stop a training before it begins if a head has fewer classes than the data, which MMDetection would not notice, or than
-    the validation asks for.
+    the validation asks for, if the validation has them in another order, or if losses, ignored pixels or the channels of
+    images are not those of the model.
 
     ``mmdet.NumClassCheckHook`` is for detectors alone, wants equal numbers, also of masks that are of no class, and ends with a
     stack trace.
@@ -174,12 +219,22 @@ class ClassesMatchHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Look at the model as it is trained, of one process or several."""
+        val = getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         check_classes(model, runner.train_dataloader.dataset)
+        if not hasattr(model, 'language_model'):  # which finds what it is told in words
+            check_validation(runner.train_dataloader.dataset, val)
         check_mixing(model)
+        check_losses(model)
+        check_ignored(model, runner.train_dataloader.dataset)
         check_unread(model, getattr(runner, 'settings', None), getattr(runner, 'seen', None),
                      stops=runner.distributed and not runner.cfg.get('find_unused_parameters'))
         check_topk(model, getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', []))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look at the channels of the first images."""
+        if batch_idx == 0:
+            check_image_channels(runner.model.module if is_model_wrapper(runner.model) else runner.model, data_batch)
 
 
 MOST_SKIPPED_IN_A_ROW = 20

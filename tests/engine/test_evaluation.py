@@ -75,7 +75,7 @@ def test_another_file_with_images_of_the_same_names(own, monkeypatch):
     assert not lines
     edit(own, lambda coco: [item.update(bbox=[50, 50, 9, 9]) for item in coco['annotations']], 'val')
     assert perfect_ap(dataset, own) < 1
-    assert 'evaluator (CocoMetric) and the data have no box in common in 3 of 3 images, such as' in lines[0]
+    assert 'evaluator (CocoMetric) and the data have no box of the same class in common in 3 of 3 images, such as' in lines[0]
 
 
 def test_several_sets_with_one_file(own):
