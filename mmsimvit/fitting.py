@@ -183,7 +183,7 @@ class Fitter:
         """Change the setting behind a misfit, if one is found."""
         takes, gets, path = misfit.takes, misfit.gets, self.locate(misfit.name)
         if misfit.kind == 'features' and gets not in [width for width, _ in self.maps]:
-            return False  # of a flattened map: it would hold for images of one size
+            return self.mend_flattened(path, takes, gets)
         if misfit.kind in ('channels', 'features'):
             return self.mend_width(misfit.name, takes, gets)
         if misfit.kind == 'index' and max(takes) < len(self.maps) > len(self.chosen):
@@ -250,6 +250,16 @@ class Fitter:
                             entries[place] = new
                             return self.set_width((*path[:length], key), entries if len(entries) > 1 or isinstance(
                                 node[key], (list, tuple)) else new)
+        return False
+
+    def mend_flattened(self, path: Path, takes: int, gets: int) -> bool:
+        """Change the width of regions that a linear layer takes with all of their pixels, which are as many as before."""
+        for length in range(len(path), len(self.prefix) - 1, -1):
+            node = at(self.cfg, path[:length])
+            given = node.get('in_channels') if isinstance(node, dict) else None
+            if isinstance(given, int) and takes % given == 0 and gets * given % takes == 0 and any(
+                    gets * given // takes == width for width, _ in self.maps):
+                return self.set_width((*path[:length], 'in_channels'), gets * given // takes)
         return False
 
     def set_width(self, path: Path, value: Any) -> bool:

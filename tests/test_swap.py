@@ -13,9 +13,10 @@ from torch import nn
 from mmsimvit import SimViT
 from mmsimvit.cli.swap import main
 from mmsimvit.dry_run import dry_run
-from mmsimvit.errors import ModelError
+from mmsimvit.errors import ConfigError, ModelError
+from mmsimvit.fitting import build
 from mmsimvit.models import build_model
-from mmsimvit.swap import build, swap
+from mmsimvit.swap import swap
 from tests.conftest import ROOT
 from tests.mmcv_ops.test_stock_models import make_data
 
@@ -167,6 +168,28 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+LAZY = '''
+from mmengine.config import read_base
+from mmdet.models import FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet
+with read_base():
+    pass
+model = dict(
+    type=RetinaNet, data_preprocessor=dict(type=DetDataPreprocessor), backbone=dict(type=ResNet, depth=18, num_stages=4),
+    neck=dict(type=FPN, in_channels=[64, 128, 256, 512], out_channels=32, num_outs=5),
+    bbox_head=dict(type=RetinaHead, num_classes=3, in_channels=32, feat_channels=32,
+                   anchor_generator=dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[4, 8, 16, 32, 64])))
+'''
+
+
+def test_the_text_of_a_config_in_pure_python(tmp_path):
+    (tmp_path / 'lazy.py').write_text(LAZY)
+    with pytest.raises(ConfigError, match='a config in pure Python, .*swap its text, which this writes: python -c ') as error:
+        swap(str(tmp_path / 'lazy.py'), dict(type='SimViT', arch='micro'), folder=str(tmp_path))
+    exec(re.search('python -c "(.*)"', str(error.value))[1], {})
+    done, cfg = put_in(str(tmp_path / 'lazy_text.py'), tmp_path, dict(type='SimViT', arch='micro'))
+    assert (done.seen.strides, cfg.model.neck['in_channels']) == ([4, 8, 16, 32], [32, 64, 160, 256])
+
+
 def test_the_dry_run_sees_strides_that_are_decoded_wrong():
     """Four maps of strides 4 to 32 for three priors of 8 to 32: widths fit, and each map would be decoded as the next one's."""
     folder = Path(find_spec('mmdet').origin).parent / '.mim/configs'
@@ -174,7 +197,7 @@ def test_the_dry_run_sees_strides_that_are_decoded_wrong():
     cfg.model.backbone = dict(type='SimViT', arch='micro')
     cfg.model.neck.in_channels = [32, 64, 160, 256]
     with pytest.raises(ModelError, match=r'bbox_head has the strides \[8, 16, 32\], but gets 4 maps, of strides .*'
-                       r'model = dict\(neck=dict\(in_channels=\[64, 160, 256\]\), backbone=dict\(out_indices=\(1, 2, 3\)\)'):
+                       r'model = dict\(backbone=dict\(out_indices=\(1, 2, 3\)\), neck=dict\(in_channels=\[64, 160, 256\]\)\)'):
         build_model(cfg)
     cfg = Config.fromfile(folder / 'faster_rcnn/faster-rcnn_r50-caffe-dc5_1x_coco.py')
     cfg.model.backbone = dict(type='SimViT', arch='micro', out_indices=(3, ))
