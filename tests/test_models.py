@@ -11,7 +11,17 @@ from torch import nn
 
 from mmsimvit import find_config
 from mmsimvit.errors import ModelError
-from mmsimvit.models import build_model, check_classes, check_fit, check_mixing, check_topk, check_unread
+from mmsimvit.models import (
+    build_model,
+    check_classes,
+    check_fit,
+    check_ignored,
+    check_image_channels,
+    check_losses,
+    check_mixing,
+    check_topk,
+    check_unread,
+)
 from mmsimvit.train import main as train
 from tests.conftest import options
 
@@ -191,6 +201,41 @@ def test_mixing_of_other_classes_is_refused():
         check_mixing(model)
     model.data_preprocessor.num_classes = 6
     check_mixing(model)
+
+
+@pytest.mark.parametrize(('name', 'changes', 'message'), [
+    ('semfpn_simvit_micro_shapes', {'model.decode_head.loss_decode.class_weight': [1., 2.]},
+     'a loss of decode_head has class_weight for 2 classes, but the head has num_classes=7'),
+    ('semfpn_simvit_micro_shapes', {'model.decode_head.num_classes': 1}, 'decode_head takes a softmax over one class'),
+    ('simvit_micro_shapes', {'model.head.num_classes': 1}, 'head takes a softmax over one class'),
+    ('simvit_micro_shapes', {'model.head.loss.class_weight': [1., 2.]}, 'a loss of head has class_weight for 2 classes')])
+def test_losses_of_other_classes_are_refused(name, changes, message):
+    check_losses(build(name))
+    with pytest.raises(ModelError, match=f'^{message}'):
+        check_losses(build(name, **changes))
+
+
+def test_one_class_by_a_sigmoid_is_learnt():
+    head = dict(num_classes=2, out_channels=1, loss_decode=dict(use_sigmoid=True))
+    check_losses(build('semfpn_simvit_micro_shapes', **{'model.decode_head': head}))
+
+
+def test_pixels_that_count_for_no_class_have_one_value():
+    model = build('semfpn_simvit_micro_shapes')
+    check_ignored(model, SimpleNamespace(reduce_zero_label=False, ignore_index=255))
+    check_ignored(model, data(*CLASSES))  # of boxes
+    with pytest.raises(ModelError, match='decode_head has ignore_index=255, but the data set 0, for pixels of no class'):
+        check_ignored(model, SimpleNamespace(reduce_zero_label=False, ignore_index=0))
+
+
+def test_channels_of_images_are_those_of_the_model():
+    model = build('simvit_micro_shapes')
+    for inputs in (torch.zeros(2, 3, 8, 8), [torch.zeros(3, 8, 8)]):
+        check_image_channels(model, dict(inputs=inputs))
+    with pytest.raises(ModelError, match=r'images have 4 channels, but SimViT has in_channels=3: set in_channels .*color_type'):
+        check_image_channels(model, dict(inputs=[torch.zeros(4, 8, 8)]))
+    with pytest.raises(ModelError, match='mean of data_preprocessor is of 3 channels, but SimViT has in_channels=4'):
+        check_fit(build('simvit_micro_shapes', **{'model.backbone.in_channels': 4}))
 
 
 class Accuracy:  # by its name, as MMPreTrain's

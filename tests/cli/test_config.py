@@ -75,6 +75,15 @@ def test_bfloat16_leaves_roi_features_in_float32(monkeypatch):
     assert float16.model.roi_head.bbox_roi_extractor.type == 'SingleRoIExtractor'
 
 
+@pytest.mark.parametrize(('option', 'message'), [
+    ('train_dataloader.batch_size=0', 'batch_size of a data loader is 0; it must be a whole number, 1 or more'),
+    ('val_dataloader.batch_size=2.5', 'batch_size of a data loader is 2.5; it must'),
+    ('train_dataloader.num_workers=-1', 'num_workers of a data loader is -1; it must be a whole number, 0 or more')])
+def test_numbers_of_a_data_loader(option, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        configure(parse_args([str(CONFIG), '--work-dir', str(tmp_path), '--cfg-options', option]))
+
+
 def test_no_workers_are_not_kept(tmp_path):
     """To debug, or on Windows; torch refuses to keep workers that are not there."""
     cfg = configure(parse_args([str(CONFIG), '--cfg-options', 'train_dataloader.num_workers=0', '--work-dir', str(tmp_path)]))

@@ -135,6 +135,20 @@ def test_a_batch_of_one_image_is_one_line():
     assert 'train_dataloader.batch_size=2 (get_memory: --batch-size 2)' in explain(error.value)
 
 
+def test_what_a_constructor_of_a_library_refuses_is_one_line():
+    """Of settings that do not go together, which the libraries assert."""
+    importlib.import_module('mmseg.models')
+    with DefaultScope.overwrite_default_scope('mmseg'), pytest.raises(AssertionError) as error:
+        MODELS.build(dict(type='FocalLoss', gamma=2., alpha='a'))
+    assert explain(error.value) == 'FocalLoss refuses its settings in the config: AssertionError: alpha should be of type float'
+
+
+def test_images_of_other_channels_are_one_line():
+    with pytest.raises(ValueError) as error:
+        MODELS.build(dict(type='SimViT', arch='micro'))(torch.zeros(1, 4, 8, 8))
+    assert explain(error.value) == 'SimViT takes images of shape (B, 3, H, W), got (1, 4, 8, 8)'
+
+
 def test_errors_of_code_are_not_explained_away():
     assert explain(TypeError('a bug')) is None
     assert explain(RuntimeError('a bug')) is None

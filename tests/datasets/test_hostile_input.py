@@ -328,6 +328,11 @@ def of_categories(change):
     return lambda root: edit(root, lambda coco: change(coco['categories']))
 
 
+def each(change, split='train'):
+    """An edit of every annotation, for which its box is given as well."""
+    return lambda root: edit(root, lambda coco: [change(item, *item['bbox']) for item in coco['annotations']], split)
+
+
 SAID = {
     'all crowds': (only(8, iscrowd=1), r'has no annotation of .*; \d+ are crowds \(iscrowd=1\)'),
     'images without objects': (only(2), r'6 of 8 images in .* are left out, .*no annotation.*filter_empty_gt.*000002.png'),
@@ -341,6 +346,19 @@ SAID = {
     'mirrored by EXIF data': (turn(3), r'1 of 8 images of .* turned or mirrored by their EXIF data .*: .000000.png'),
     'run lengths of too few pixels': (first(segmentation=dict(size=[64, 64], counts=[100, 50, 100])),
                                       r'mask of annotation 1 .* run lengths of 250 pixels, but its image has 4096'),
+    'categories of one id': (of_categories(lambda items: items[1].update(id=items[0]['id'])), 'two categories of .* same id'),
+    'category without a name': (of_categories(lambda items: items[0].pop('name')), 'a category of .* has no id or no name'),
+    'corners for sides': (each(lambda item, x, y, w, h: item.update(bbox=[x, y, x + w, y + h])),
+                          r'\d+ of \d+ boxes in .*train.json reach beyond their images: bbox must be x and y'),
+    'polygons in other units': (each(lambda item, x, y, w, h: item.update(
+        segmentation=[[x / 64, y / 64, (x + w) / 64, y / 64, x / 64, (y + h) / 64]])),
+        r'\d+ of \d+ boxes in .*train.json have another place or size than their polygons'),
+    'two entries of one image': (lambda root: edit(root, lambda coco: coco['images'][1].update(
+        file_name=coco['images'][0]['file_name'])), r"1 images of .*train.json have more than one entry, .*'000000.png'"),
+    'nothing to evaluate': (lambda root: edit(root, lambda coco: coco['annotations'].clear(), 'val'),
+                            r'nothing can be evaluated on .*val.json: it has no annotation of'),
+    'objects of no image to evaluate': (each(lambda item, *_: item.update(image_id=str(item['image_id'])), 'val'),
+                                        r'annotations in .*val.json are of no image, and not as the evaluation'),
     'text of too few pixels': (first(segmentation=dict(size=[64, 64], counts='T3b1T3')),
                                r'mask of annotation 1 .* run lengths of 250 pixels, but its image has 4096'),
 }
@@ -429,6 +447,46 @@ def test_a_label_map_of_too_many_pixels(masks, monkeypatch):
         check_data(Config.fromfile(config), ('train', ))
 
 
+def turned(folder, orientation):
+    """The first image of a folder of label maps as a phone has it, and its label map as the image lies in its file."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new('RGB', (64, 48)).save(folder.parent.parent / 'img_dir/train/000000.png', exif=exif)
+    (folder / '000000.png').write_bytes(png(np.zeros((48, 64), np.uint8)))
+
+
+def test_label_maps_of_turned_images(masks, capsys):
+    config, folder = masks
+    turned(folder, 6)
+    with pytest.raises(DataError, match=r'label map .*train/000000.png is 64 x 48 pixels, width and height, but its image '
+                                        r'.*train/000000.png 48 x 64, which its EXIF data turns when it is loaded'):
+        check_data(Config.fromfile(config), ('train', ))
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.pipeline[0].color_type = 'color_ignore_orientation'
+    check_data(cfg, ('train', ))
+    turned(folder, 3)
+    check_data(Config.fromfile(config), ('train', ))
+    assert "1 of 8 images in" in (said := ' '.join(capsys.readouterr().out.split()))
+    assert "mirrored by their EXIF data when they are loaded, and label maps must be for the turned image: '000000.png'" in said
+
+
+def test_label_maps_of_a_list_of_images(masks, capsys):
+    config, folder = masks
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.ann_file = 'train.txt'
+    with pytest.raises(DataError, match=r'annotation file .*own/train.txt does not exist'):
+        check_data(cfg, ('train', ))
+    (folder.parent.parent / 'train.txt').write_text('000000\n000001\n')
+    (folder / '000001.png').write_bytes(png(np.zeros((64, 64), np.uint8)))
+    (folder / '000000.png').write_bytes(png(np.zeros((64, 64), np.uint8)))
+    (folder / '000002.png').write_bytes(b'')  # which is not listed
+    check_data(cfg, ('train', ))
+    assert '6 of 7 classes have no pixel in the 2 of 2 label maps' in ' '.join(capsys.readouterr().out.split())
+    (folder.parent.parent / 'train.txt').write_text('000000.png\n000001\n')
+    with pytest.raises(DataError, match=r"train.txt lists 2 images, and 1 of them are not in .*such as \['000000.png'\]; it"):
+        check_data(cfg, ('train', ))
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Of three classes for training and validation, and a config with them."""
@@ -455,7 +513,26 @@ def test_class_folders_of_two_splits(folders):
         check_data(cfg, ('train', ))
 
 
+def test_class_folders_that_slip(folders, capsys):
+    root, cfg = folders
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('Bee', 'Ant', 'Cow '))
+    with pytest.raises(DataError, match=r"whatever their capitals: 'Bee', 'Ant' would be of other folders"):
+        check_data(cfg, ('train', ))
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('Ameise', 'Biene', 'Kuh'))  # names of one's own
+    (root / 'train/ant/a.webp').touch()
+    (root / 'train/ant/b.PNG').touch()
+    check_data(cfg, ('train', ))
+    assert re.search(r"1 images in .*train are left out, .*extensions of the dataset\): 'ant/a.webp'",
+                     ' '.join(capsys.readouterr().out.split()))
+    for split in ('train', 'val'):
+        (root / split / '.ipynb_checkpoints').mkdir()
+    cfg.train_dataloader.dataset.pop('metainfo')
+    with pytest.raises(DataError, match=r"train has the folders '.ipynb_checkpoints', which MMPreTrain would take for classes"):
+        check_data(cfg, ('train', 'val'))
+
+
 @pytest.mark.parametrize(('lines', 'classes', 'message'), [
+    ('a b.png 1\nc.png 2\na b.png 0\n', None, r"1 images are in .*list.txt with two labels: 'a b.png'"),
     ('a.png 1\nb.png 3\n', ('x', 'y', 'z'), r'line 2 of .*list.txt has the label 3, but there are 3 classes, from 0 to 2'),
     ('a.png 1\nb.png 3\n', None, r'line 2 of .*list.txt has the label 3, but there are 3 classes'),  # those of the head
     ('a.png 1\nb.png 2\n', ('x', 'y'), r'line 2 of .*list.txt has the label 2, but there are 2 classes'),

@@ -45,6 +45,46 @@ def test_ids_from_0(own):
     assert perfect_ap(data(own), own) == 1
 
 
+def test_ids_that_are_words(own):
+    edit(own, lambda coco: [item.update(id=f'object {item["id"]}') for item in coco['annotations']], 'val')
+    assert perfect_ap(data(own), own) == 1
+
+
+def test_another_file_with_categories_in_another_order(own):
+    dataset = data(own)
+    edit(own, lambda coco: coco['categories'].reverse(), 'val')
+    with pytest.raises(DataError, match=r"evaluator \(CocoMetric\) has the categories 'ring', .*but the data 'circle'"):
+        perfect_ap(dataset, own)
+
+
+def test_another_file_with_other_classes_of_the_same_boxes(own, monkeypatch):
+    lines, dataset = [], data(own)
+    monkeypatch.setattr('mmsimvit.engine.evaluation.print_log', lambda line, *_: lines.append(line))
+    edit(own, lambda coco: [item.update(category_id=item['category_id'] % 6 + 1) for item in coco['annotations']], 'val')
+    assert perfect_ap(dataset, own) < 1
+    assert 'no box of the same class in common in 3 of 3 images' in lines[0]
+
+
+def test_masks_with_which_an_evaluation_would_not_end(own):
+    edit(own, lambda coco: coco['annotations'][0].update(segmentation=dict(size=[64, 64], counts='T3b1T3')), 'val')
+    metric = CocoMetric(ann_file=str(own / 'annotations/instances_val.json'), metric=['segm'])
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=data(own)), evaluator=SimpleNamespace(metrics=[metric]))
+    with pytest.raises(DataError, match=r'a mask of the evaluator, in image 000000.png, has run lengths'):
+        fit_evaluator(loop)
+
+
+def test_pixels_that_count_for_no_class():
+    dataset = SimpleNamespace(reduce_zero_label=False, ignore_index=255)
+    for value in (255, 0):
+        loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset),
+                               evaluator=SimpleNamespace(metrics=[SimpleNamespace(ignore_index=value)]))
+        if value == 255:
+            assert fit_evaluator(loop) is loop
+            continue
+        with pytest.raises(DataError, match='has ignore_index=0, but the data set 255, for pixels of no class'):
+            fit_evaluator(loop)
+
+
 @pytest.mark.parametrize('indices', [2, [2, 0]])
 def test_a_part_of_the_images(own, indices):
     dataset = data(own, indices=indices)

@@ -11,8 +11,8 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmsimvit.engine import CheckpointMatchHook, NonFiniteLossHook
-from mmsimvit.engine.hooks import check_order, image_names
-from mmsimvit.errors import CheckpointError, NonFiniteLossError
+from mmsimvit.engine.hooks import check_order, check_validation, image_names
+from mmsimvit.errors import CheckpointError, ModelError, NonFiniteLossError
 
 
 class Numbers(BaseDataset):
@@ -131,6 +131,36 @@ def test_classes_of_checkpoint_and_data(monkeypatch):
             check_order(checkpoint_of(('cat', 'dog')), loader_of(given), 'a.pth')
     check_order(checkpoint_of(('cat', 'dog')), loader_of(('Katze', 'Hund')), 'a.pth')
     assert "label 0 is 'cat' to the one and 'Katze' to the other" in lines[0]
+
+
+def test_classes_of_training_and_validation():
+    def of(*classes):
+        return SimpleNamespace(metainfo=dict(classes=classes))
+    check_validation(of('cat', 'dog'), of('cat', 'dog'))
+    check_validation(of('cat', 'dog'), None)
+    with pytest.raises(ModelError, match=r"data of the training have the classes 'cat', 'dog', but those of the validation are "
+                                         r"'dog', 'cat': label 0 is 'cat' to the one and 'dog' to the other"):
+        check_validation(of('cat', 'dog'), of('dog', 'cat'))
+
+
+def test_a_batch_size_that_is_not_the_resumed_one_is_said(tmp_path):
+    def train(batch_size, load_from=None, **settings):
+        built = Runner(
+            Line(), str(tmp_path), train_dataloader=dict(dataset=Numbers(indices=4), batch_size=batch_size, sampler=dict(
+                type='DefaultSampler', shuffle=False)), train_cfg=dict(by_epoch=True, max_epochs=2 if load_from else 1),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3), **settings), custom_hooks=[CheckpointMatchHook()],
+            load_from=load_from, resume=load_from is not None, log_level='WARNING',
+            experiment_name=f'test_{tmp_path.name}_{batch_size}_{len(settings)}_{bool(load_from)}')
+        lines = []
+        built.logger.warning = lines.append
+        built.train()
+        return [line for line in lines if 'a step takes' in line]
+
+    train(2)
+    checkpoint = str(tmp_path / 'epoch_1.pth')
+    assert not train(2, checkpoint)
+    assert train(4, checkpoint)[0].startswith('a step takes 4 images, but took 2 in the training that is resumed from')
+    assert not train(1, checkpoint, accumulative_counts=2)
 
 
 @pytest.mark.parametrize(('changes', 'named'), [
