@@ -35,6 +35,8 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
         CSWin,
         CvT,
         DWNet,
+        DynamicConvNeXt,
+        DynamicSwin,
         GCViT,
         GPViT,
         HATNet,
@@ -59,7 +61,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
     mmcv_ops.install()
 
 __version__ = '0.1.0'
-__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError', 'GCViT',
-           'GPViT', 'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'QueryPooling', 'RegionViT',
-           'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'SimpleFeaturePyramid', 'UViT', 'convert_state_dict',
-           'copy_config', 'find_config', 'generate_shapes']
+__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError',
+           'DynamicConvNeXt', 'DynamicSwin', 'GCViT', 'GPViT', 'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone',
+           'PyramidBackbone', 'QueryPooling', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT',
+           'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']

@@ -6,6 +6,7 @@ from .cswin import CSWin
 from .cvt import CvT
 from .dat import DAT
 from .dwnet import DWNet
+from .dynamic_sparsification import DynamicConvNeXt, DynamicSwin
 from .gcvit import GCViT
 from .gpvit import GPViT
 from .hatnet import HATNet
@@ -22,6 +23,6 @@ from .shunted import Shunted
 from .simvit import SimViT
 from .uvit import UViT
 
-__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'FeatureInfo', 'GCViT', 'GPViT', 'HATNet', 'Layer',
-           'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted',
-           'SimViT', 'UViT']
+__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'DynamicConvNeXt', 'DynamicSwin', 'FeatureInfo',
+           'GCViT', 'GPViT', 'HATNet', 'Layer', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT',
+           'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'UViT']

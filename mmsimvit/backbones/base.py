@@ -175,10 +175,14 @@ class Backbone(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)``, any H, W >= 1 -> for each of ``out_indices`` the contiguous ``(B, C, H', W')``, as a
         rule with ``ceil(H / stride)`` rows and ``ceil(W / stride)`` columns."""
+        self.check_images(x)
+        return self.forward_features(x)
+
+    def check_images(self, x: Tensor) -> None:
+        """Refuse, with a ``ValueError``, what is no ``(B, in_channels, H, W)``."""
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'{type(self).__name__} takes images of shape (B, {self.in_channels}, H, W), '
                              f'got {tuple(x.shape)}')
-        return self.forward_features(x)
 
     def _index_layers(self) -> dict[str, tuple[Layer, int]]:
         index, depth = {}, 0

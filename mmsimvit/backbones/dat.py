@@ -18,11 +18,9 @@ from ..layers import (
     ConvFFN,
     RelativePositionBias,
     Stage,
+    WindowAttention,
     crop,
-    merge_windows,
     multi_head_attention,
-    pad_to_multiple,
-    split_into_windows,
 )
 from ..ops import neighborhood_attention
 from ..ops.finite import split_finite, widen
@@ -33,7 +31,6 @@ from .pyramid import PyramidBackbone
 EPS = 1e-5
 TABLE_STD = 0.01  # of position biases in windows and of deformable attention
 CHUNK_BYTES = 1 << 26  # of the position biases of deformable attention that exist at once
-SHIFTED = -100  # added to the logits between pixels that only the cyclic shift brings together
 
 
 class ConvStem(ConvEmbed):
@@ -46,45 +43,6 @@ class ConvStem(ConvEmbed):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, ceil(H / 4), ceil(W / 4), C)``."""
         return self.second(F.gelu(super().forward(x)).permute(0, 3, 1, 2))
-
-
-class WindowAttention(nn.Module):
-    """Self-attention inside windows, of a map that is cyclically shifted towards the top left if ``is_shifted``.
-
-    Maps are padded with zeros at the bottom and right to whole windows, before the shift. The padding is not masked, as
-    published. The shift is half a window, rounded up, where Swin rounds down.
-    """
-
-    def __init__(self, dims: int, num_heads: int, window_size: int, is_shifted: bool):
-        super().__init__()
-        self.num_heads = num_heads
-        self.size = (window_size, window_size)
-        self.shift = (window_size + 1) // 2 if is_shifted else 0
-        self.qkv = nn.Linear(dims, 3 * dims)
-        self.position_bias = RelativePositionBias(window_size, num_heads, TABLE_STD)
-        self.proj = nn.Linear(dims, dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        batch, *shape = x.shape[:3]
-        bias = self.position_bias(*self.size)
-        if not self.shift:
-            return self.attend(x, bias)
-        x = pad_to_multiple(x.permute(0, 3, 1, 2), self.size[0]).permute(0, 2, 3, 1)
-        bias = (bias + self.mask(x)[:, None]).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-        x = self.attend(x.roll((-self.shift, -self.shift), (1, 2)), bias).roll((self.shift, self.shift), (1, 2))
-        return crop(x.permute(0, 3, 1, 2), *shape).permute(0, 2, 3, 1)
-
-    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
-        """``(B, H, W, C)`` and what is added to the logits, for all windows or for each -> ``(B, H, W, C)``."""
-        query, key, value = self.qkv(split_into_windows(x, self.size)).chunk(3, -1)
-        return merge_windows(self.proj(multi_head_attention(query, key, value, self.num_heads, bias)), self.size, *x.shape[:3])
-
-    def mask(self, x: Tensor) -> Tensor:
-        """What keeps the regions of a shifted map apart that were not side by side, ``(windows, tokens, tokens)``."""
-        row, column = ((torch.arange(length, device=x.device) >= length - self.shift).to(x.dtype) for length in x.shape[1:3])
-        region = split_into_windows((2 * row[:, None] + column)[None, :, :, None], self.size)
-        return (region != region.transpose(1, 2)).to(x.dtype) * SHIFTED
 
 
 class OffsetNetwork(nn.Module):
@@ -430,7 +388,9 @@ class DAT(PyramidBackbone):
                                        self.arch['from_borders'], bias_grid)
         if kind == 'N':
             return NeighborhoodAttention(dims, num_heads, self.arch['window_size'])
-        return WindowAttention(dims, num_heads, self.arch['window_size'], is_shifted=kind == 'S')
+        size = self.arch['window_size']
+        # Half a window, rounded up, where Swin rounds down.
+        return WindowAttention(dims, num_heads, size, (size + 1) // 2 if kind == 'S' else 0, TABLE_STD)
 
     def norm_layer(self, index: int) -> partial | None:
         """A layer norm of the maps that ``map_norms`` names."""

@@ -8,27 +8,13 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import FFN, DropPath, PatchEmbed, Stage, crop, pad_to_multiple, split_into_patches
+from ..layers import FFN, DropPath, PatchEmbed, PatchMerging, Stage, crop, pad_to_multiple
 from ..ops import inhomogeneous_conv
 from ..weights import Published
 from .pyramid import PyramidBackbone
 
 KERNEL_SIZE = 7
 MAP_MULTIPLE = 7  # published detectors pad maps to multiples of it, a trace of the windows that the convolutions replace
-
-
-class PatchMerging(nn.Module):
-    """The four pixels of each 2 x 2 cell side by side, normalised and projected (Swin, 2103.14030, section 3.1)."""
-
-    def __init__(self, in_channels: int, embed_dims: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * in_channels, eps=1e-5)
-        self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
-        x = split_into_patches(x, 2).permute(0, 2, 3, 5, 4, 1).flatten(3)  # column by column, as published
-        return self.reduction(self.norm(x))
 
 
 class DynamicDepthwiseConv(nn.Module):

@@ -1,4 +1,4 @@
-"""Which positions of a map are worth the whole computation (DynamicViT, 2106.02034; dynamic spatial sparsification, 2207.01580)."""
+"""Which positions of a map are worth the whole computation (DynamicViT, 2106.02034, and its journal form, 2207.01580)."""
 from collections.abc import Sequence
 from numbers import Real
 

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .padding import pad_for_patches
+from .padding import pad_for_patches, split_into_patches
 
 
 class PatchEmbed(nn.Module):
@@ -54,3 +54,21 @@ class ConvEmbed(nn.Module):
             x = F.pad(x, (0, max(self.min_size - width, 0), 0, max(self.min_size - height, 0)))
         x = self.proj(x.contiguous(memory_format=torch.channels_last))  # so that the norm finds channels innermost
         return self.norm(x.permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """The four pixels of each 2 x 2 cell side by side, normalised and projected (Swin, 2103.14030, section 3.1).
+
+    Args:
+        in_channels, embed_dims: channels of the input and of the output.
+    """
+
+    def __init__(self, in_channels: int, embed_dims: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_channels, eps=1e-5)
+        self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, ceil(H / 2), ceil(W / 2), C)``."""
+        x = split_into_patches(x, 2).permute(0, 2, 3, 5, 4, 1).flatten(3)  # column by column, as published
+        return self.reduction(self.norm(x))
