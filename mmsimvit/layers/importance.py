@@ -53,15 +53,16 @@ class ImportancePredictor(nn.Module):
             policy: ``(B, N)``, 1 for positions that the mean is over and 0 for others; None for all.
 
         Returns:
-            ``(B, N, 2)``, in float32 under autocast.
+            ``(B, N, 2)``, in float32 at least.
         """
         local, shared = self.in_conv(x).chunk(2, -1)
         if policy is None:
             shared = shared.mean(1, keepdim=True)
         else:
             policy = policy[..., None].to(shared.dtype)
-            shared = (shared * policy).sum(1, keepdim=True) / policy.sum(1, keepdim=True)
-        return self.out_conv(torch.cat([local, shared.expand_as(local)], -1)).log_softmax(-1)
+            shared = (shared * policy).sum(1, keepdim=True) / policy.sum(1, keepdim=True).clamp(min=1)  # none may be left
+        logits = self.out_conv(torch.cat([local, shared.expand_as(local)], -1))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)  # not so by itself on a CPU
 
 
 def ratio_loss(decisions: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
