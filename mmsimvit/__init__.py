@@ -37,6 +37,7 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
         DWNet,
         DynamicConvNeXt,
         DynamicSwin,
+        DynamicViT,
         GCViT,
         GPViT,
         HATNet,
@@ -62,6 +63,6 @@ if not (sys.argv[:1] == ['-m'] and '-m mmsimvit doctor' in ' '.join(sys.orig_arg
 
 __version__ = '0.1.0'
 __all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'CSWin', 'CheckpointError', 'ConfigError', 'CvT', 'DWNet', 'DataError',
-           'DynamicConvNeXt', 'DynamicSwin', 'GCViT', 'GPViT', 'HATNet', 'MPViT', 'MSGTransformer', 'PlainBackbone',
-           'PyramidBackbone', 'QueryPooling', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT',
+           'DynamicConvNeXt', 'DynamicSwin', 'DynamicViT', 'GCViT', 'GPViT', 'HATNet', 'MPViT', 'MSGTransformer',
+           'PlainBackbone', 'PyramidBackbone', 'QueryPooling', 'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT',
            'SimpleFeaturePyramid', 'UViT', 'convert_state_dict', 'copy_config', 'find_config', 'generate_shapes']

@@ -7,6 +7,7 @@ from .cvt import CvT
 from .dat import DAT
 from .dwnet import DWNet
 from .dynamic_sparsification import DynamicConvNeXt, DynamicSwin
+from .dynamicvit import DynamicViT
 from .gcvit import GCViT
 from .gpvit import GPViT
 from .hatnet import HATNet
@@ -23,6 +24,6 @@ from .shunted import Shunted
 from .simvit import SimViT
 from .uvit import UViT
 
-__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'DynamicConvNeXt', 'DynamicSwin', 'FeatureInfo',
-           'GCViT', 'GPViT', 'HATNet', 'Layer', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone', 'RegionViT',
-           'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'UViT']
+__all__ = ['CMT', 'DAT', 'LIT', 'P2T', 'Backbone', 'CSWin', 'CvT', 'DWNet', 'DynamicConvNeXt', 'DynamicSwin', 'DynamicViT',
+           'FeatureInfo', 'GCViT', 'GPViT', 'HATNet', 'Layer', 'MPViT', 'MSGTransformer', 'PlainBackbone', 'PyramidBackbone',
+           'RegionViT', 'ResFormer', 'ScalableViT', 'Shunted', 'SimViT', 'UViT']

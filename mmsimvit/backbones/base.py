@@ -43,7 +43,7 @@ class Layer(NamedTuple):
     prefix: str | tuple[str, ...]  # of the names of its modules and parameters; several if they compute side by side
     stage: int  # it is frozen with so many stages: 0 is the stem
     is_block: bool = False  # blocks are what depths count, and the units of FSDP
-    is_added: bool = False  # dense prediction's own, so that a classifier's checkpoint may be without it
+    is_added: bool = False  # what a checkpoint may be without: norms of maps that classifiers lack, what a method adds
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -271,9 +271,10 @@ class Backbone(BaseModule):
         if not fit.complete:
             raise CheckpointError(f'checkpoint {path} gives {fit.matched} of the {fit.total} parameters of {name}: '
                                   f'{fit.problems()}; is it of another arch? {self._advise()}')
-        new = f', and the norms of returned maps ({len(fit.added)} tensors), which no classifier has, start anew'
-        return weights, (f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tensors are resized'
-                         + (new if fit.added else ''))
+        line = f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tensors are resized'
+        if fit.added:
+            line += f', and {len(fit.added)} that such checkpoints need not have ({fit.added[0]}, ...) start anew'
+        return weights, line
 
     def _list_init_cfg(self, pretrained: bool) -> list[dict]:
         """The parts of ``init_cfg`` that name a checkpoint, or those that do not."""

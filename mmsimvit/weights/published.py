@@ -23,6 +23,7 @@ class Published(NamedTuple):
     classifiers: tuple[str, ...] = ()  # variants that classify as our ImageNet configs do: the mean of the last map, ``head``
     head: tuple[tuple[str, str], ...] = (('head', 'head.fc'), )  # its layers with weight and bias, published and in our configs
     pooling: tuple[tuple[str, str], ...] = ()  # other tensors of the classifier, likewise
+    auxiliary: tuple[tuple[str, str], ...] = ()  # layers of heads that only some variants have
 
     def convert(self, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published names, without prefix -> ours, to the same tensors."""
@@ -95,6 +96,8 @@ def convert_head(system: str, arch: str, state_dict: Mapping) -> dict[str, Tenso
     names |= strip_prefix(names)  # heads may stand beside the backbone, or without a prefix like it
     ours = {f'{theirs}.{kind}': f'{layer}.{kind}' for theirs, layer in published.head for kind in ('weight', 'bias')}
     ours |= dict(published.pooling)
+    ours |= {f'{theirs}.{kind}': f'{layer}.{kind}' for theirs, layer in published.auxiliary for kind in ('weight', 'bias')
+             if f'{theirs}.{kind}' in names}
     if not ours.keys() <= names.keys():
         raise CheckpointError(f'it has no {" and ".join(ours)}: it is of no classifier')
     return {layer: names[theirs] for theirs, layer in ours.items()}
