@@ -1,6 +1,7 @@
 """ConvNeXt and Swin that compute unimportant positions of stage 3 on a fast path: Dynamic Spatial Sparsification for Efficient
 Vision Transformers and Convolutional Neural Networks (Rao et al., T-PAMI 2023, arXiv 2207.01580)."""
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
@@ -241,7 +242,7 @@ class SparsePyramid(PyramidBackbone):
     arch_rules = {
         'map_norms': ('stages among 0, 1, 2, 3', lambda value: is_sequence(value) and all(i in range(4) for i in value)),
         'predictors': ('ascending numbers of blocks in stage 3, from 0',
-                       lambda value: is_sequence(value) and bool(value) and all(isinstance(i, int) and i >= 0 for i in value)
+                       lambda value: is_sequence(value) and all(isinstance(i, int) and i >= 0 for i in value)
                        and list(value) == sorted(set(value))),
     }
 
@@ -251,7 +252,7 @@ class SparsePyramid(PyramidBackbone):
         arch = self.aliases.get(arch, arch) if isinstance(arch, str) else arch
         super().__init__(arch, in_channels, out_indices, frozen_stages, drop_path_rate, with_cp, init_cfg, **arch_overrides)
         places, depth = self.arch['predictors'], self.arch['depths'][SPARSE_STAGE]
-        if places[-1] >= depth:
+        if places and places[-1] >= depth:
             raise ValueError(f'predictors must stand before blocks of stage 3, which has {depth}, got {places}')
         self.keep_ratio = keep_ratio
         self.build_stages()
@@ -278,9 +279,17 @@ class SparsePyramid(PyramidBackbone):
             if is_sparse and int(block) in places:
                 order.append(Layer(f'{stage}.predictors.{places.index(int(block))}', layer.stage, is_added=True))
             order.append(layer)
-            if is_sparse and int(block) >= places[0]:
+            if is_sparse and places and int(block) >= places[0]:
                 order.append(Layer(f'{layer.prefix}.fast', layer.stage, is_added=True))
         return order
+
+    def claim(self, names: Iterable[str]) -> list[str]:
+        """As in ``Backbone``, but no norms of maps that are not normalised, for classifiers have one behind the mean of the map;
+        nor, without predictors, what is behind these."""
+        ours = self.state_dict().keys()
+        others = re.compile(r'stages\.\d\.norm\.' if self.arch['predictors']
+                            else r'stages\.\d\.(norm|predictors|blocks\.\d+\.fast)\.')
+        return [name for name in super().claim(names) if name in ours or not others.match(name)]
 
     def build_stage(self, index: int, in_channels: int, drop_path_rates: Sequence[float]) -> Stage:
         """Predictors and fast paths in stage 3."""
@@ -326,7 +335,7 @@ class SparsePyramid(PyramidBackbone):
     def _forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         outs, decisions = [], ()
         for index, stage in enumerate(self.stages):
-            if index == SPARSE_STAGE:
+            if isinstance(stage, SparseStage):
                 x, decisions = stage(x, self.keep_ratios)
             else:
                 x = stage(x)
@@ -371,9 +380,9 @@ class DynamicConvNeXt(SparsePyramid):
 
     Args:
         arch: ``tiny``, ``small`` or ``base``, or a dict of ``embed_dims``, ``depths`` and ``mlp_ratios``, each with one number
-            for every stage; ``predictors``, the numbers, from 0, of the blocks of stage 3 before which they stand; and
-            ``map_norms``, the stages, from 0, whose maps are normalised: the published classifier has the norm of stage 3, of
-            the mean of the map.
+            for every stage; ``predictors``, the numbers, from 0, of the blocks of stage 3 before which they stand, none for
+            ConvNeXt itself; and ``map_norms``, the stages, from 0, whose maps are normalised: the published classifier has the
+            norm of stage 3, of the mean of the map.
         in_channels: channels of the input image.
         drop_path_rate: as published 0.2 for ``tiny`` and ``small``, 0.5 for ``base``.
         keep_ratio: what part of the positions of stage 3 goes the slow way behind the first predictor, in evaluation; behind
@@ -478,8 +487,8 @@ class DynamicSwin(SparsePyramid):
     Args:
         arch: ``tiny``, ``small`` or ``base``, or a dict of ``embed_dims``, ``depths``, ``num_heads`` and ``mlp_ratios``, each
             with one number for every stage; ``window_size``, in pixels of the maps of all stages; ``predictors``, the numbers,
-            from 0, of the blocks of stage 3 before which they stand; and ``map_norms``, the stages, from 0, whose maps are
-            normalised: the published classifier has the norm of stage 3.
+            from 0, of the blocks of stage 3 before which they stand, none for Swin itself; and ``map_norms``, the stages, from
+            0, whose maps are normalised: the published classifier has the norm of stage 3.
         in_channels: channels of the input image.
         drop_path_rate: as published 0.2 for ``tiny`` and ``small``, 0.5 for ``base``.
         keep_ratio: what part of the positions of stage 3 goes the slow way behind the first predictor, in evaluation; behind
