@@ -25,7 +25,7 @@ STORED = parse(FILE.read_text(encoding='utf-8'))
 SPLITS = dict(train='training', val='validation', test='validation')
 ARCHS = {name: kind.arch_zoo for name, kind in MODELS.module_dict.items()
          if isinstance(kind, type) and issubclass(kind, Backbone) and kind.arch_zoo}
-CLASSIFIERS = ('ImageClassifier', 'MultiResolutionClassifier')
+CLASSIFIERS = ('DynamicClassifier', 'ImageClassifier', 'MultiResolutionClassifier')
 SIZES = (64, 48, 32)  # where there are several resolutions
 LOSSES = {
     'MaskRCNN': {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'},
@@ -38,6 +38,7 @@ LOSSES = {
     'EncoderDecoder': {'decode.loss_ce', 'decode.acc_seg'},
     'ImageClassifier': {'loss'},
     'MultiResolutionClassifier': {'loss', 'loss_consistency'},
+    'DynamicClassifier': {'loss', 'loss_ratio', 'loss_logits', 'loss_features'},
 }
 SCORES = {
     **dict.fromkeys(('MaskRCNN', 'CascadeRCNN'), ('coco/bbox_mAP', 'coco/segm_mAP')),
@@ -90,6 +91,7 @@ def on_generated_images(cfg):
     for scheduler in cfg.param_scheduler:
         if scheduler.type == 'LinearLR':
             scheduler.start_factor = 1.  # a warm-up would begin with changes that rounding swallows
+    cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'HoldPretrainedHook']
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=2)
     cfg.default_hooks.checkpoint = None
 
@@ -142,6 +144,8 @@ def shrink_model(model):
             for key in ('windows', 'window_sizes'):  # one for each block
                 if arch.get(key):
                     model.backbone[key] = tuple(arch[key])[-2:]
+        if arch.get('predictors'):
+            model.backbone.predictors = (1, )
     else:
         shrink_library(model.backbone)
     if 'drop_path_rate' in model.backbone or model.backbone.type in ARCHS:
@@ -180,6 +184,9 @@ class Watch(Hook):
             if not p.any():  # what begins at zero hides from gradients what is behind
                 torch.nn.init.normal_(p, std=0.02)
 
+        at_rest = {id(p) for group in runner.optim_wrapper.param_groups if group['lr'] == 0 for p in group['params']}
+        self.at_rest = [name for name, p in runner.model.named_parameters() if id(p) in at_rest]
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
 
@@ -189,6 +196,13 @@ class Watch(Hook):
 
     def after_val_epoch(self, runner, metrics=None):
         self.scores = metrics
+
+
+def save_teacher(cfg, path):
+    """A checkpoint of random weights, which a student begins with."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        torch.save(dict(state_dict=MODELS.build({**cfg.model, 'teacher': None}).state_dict()), path)
+    return str(path)
 
 
 @pytest.fixture
@@ -206,6 +220,8 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
     object.__setattr__(cfg, '_format_python_code', False)  # which takes about as long as the training
     on_generated_images(cfg)
     cfg.update(work_dir=str(tmp_path), experiment_name=name.replace('/', '_'), randomness=dict(seed=0), log_level='WARNING')
+    if cfg.model.get('teacher'):
+        cfg.model.teacher = save_teacher(cfg, tmp_path / 'teacher.pth')
     runner, watch = build_runner(cfg), Watch()
     runner.register_hook(watch)
     runner.train()
@@ -222,6 +238,7 @@ def test_trains_and_evaluates(name, workspace, tmp_path, monkeypatch):
         unread = [f'backbone.blocks.{len(runner.model.backbone.blocks) - 1}.attn.local.{kind}' for kind in ('weight', 'bias')]
     if cfg.model.backbone.get('out_type') == 'messengers':  # which have no displacements
         unread = [f'backbone.stages.3.blocks.{len(runner.model.backbone.stages[3].blocks) - 1}.attn.position_bias.table']
+    unread += watch.at_rest
     assert [name for name in watch.unchanged if name.split('.')[0] in trained] == unread
     if watch.scores or cfg.val_evaluator.type != 'CocoMetric':  # which gives nothing where nothing was found
         for score in SCORES[cfg.model.type]:

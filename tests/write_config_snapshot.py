@@ -27,7 +27,7 @@ def describe(cfg: Config) -> dict[str, str]:
         'backbone': show({**model.backbone, 'init_cfg': None}),
         'maps': show({key: getattr(backbone, key) for key in ('out_channels', 'strides', 'drop_path_rate')}
                      if isinstance(backbone, Backbone) else {}),
-        'weights': (model.backbone.get('init_cfg') or {}).get('checkpoint', 'random'),
+        'weights': model.get('teacher') or (model.backbone.get('init_cfg') or {}).get('checkpoint', 'random'),
         'parts': '; '.join(dict.fromkeys(show_parts({**model, 'backbone': None}))),
         'pixels': show({key: model.data_preprocessor.get(key) for key in ('mean', 'std', 'size', 'pad_size_divisor')}),
         'training data': show_data(training),

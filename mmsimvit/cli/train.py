@@ -106,7 +106,10 @@ def configure(args: argparse.Namespace) -> Config:
         cfg.resume, cfg.load_from = True, args.resume
     if cfg.get('load_from'):
         load_file(cfg.load_from)  # for its errors, which name the file
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
+    if isinstance(model.get('teacher'), str):
+        load_file(model['teacher'])  # likewise
     if cfg.get('resume') and cfg.get('load_from'):
         backbone.pop('init_cfg', None)  # its weights are in the checkpoint, and the file may be gone
     check_initial_weights(backbone)

@@ -313,11 +313,11 @@ def test_published_checkpoints_load_as_they_are_and_converted(tmp_path):
     assert torch.equal(converted['head.aux.weight'], head['aux_head.weight'])
     assert torch.equal(converted['head.fc.bias'], head['head.bias'])
     for name in ('pruned.pth', 'base.pth', 'converted.pth'):
-        model = DynamicViT('lvvit_s', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / name)))
+        model = DynamicViT('lvvit_s', out_indices=8, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / name)))
         model.init_weights()
         assert torch.equal(model.pos_embed.class_token, weights['pos_embed'][:, :1])
         assert torch.equal(model.pos_embed.table, weights['pos_embed'][:, 1:])
-        assert torch.equal(model.norms['15'].bias, weights['norm.bias'])
+        assert torch.equal(model.blocks[8].ffn.fc2.bias, weights['blocks.8.mlp.fc2.bias'])
         bias = weights['score_predictor.1.out_conv.2.bias']
         assert torch.equal(model.predictors[1].out_conv[2].bias, bias) == (name != 'base.pth')
 

@@ -1,0 +1,3 @@
+_base_ = './dynamicconvnext_s_imagenet.py'
+# Also published with 90 % of the positions on the slow way.
+model = dict(backbone=dict(keep_ratio=0.9))
