@@ -116,6 +116,11 @@ def masked_softmax(logits: Tensor, policy: Tensor) -> Tensor:
     return (weights + EPS / number) / (weights.sum(-1, keepdim=True) + EPS)
 
 
+def is_ratio(value: object) -> bool:
+    """Whether an argument is a number in (0, 1]."""
+    return isinstance(value, Real) and 0 < float(value) <= 1
+
+
 def is_location(value: object) -> bool:
     """Whether an argument lists blocks, ascending, each after the first."""
     return is_sequence(value) and all(map(is_positive, value)) and sorted(set(value)) == list(value)
@@ -211,6 +216,8 @@ class DynamicViT(PlainBackbone):
         auxiliary=(('aux_head', 'head.aux'), ),
     )
     training_size = 224, 224  # of the table of positions
+    predictors: Any
+    _keep_ratio: float
 
     def __init__(self,
                  arch: str | Mapping = 'deit_s',
@@ -246,7 +253,8 @@ class DynamicViT(PlainBackbone):
 
     @keep_ratio.setter
     def keep_ratio(self, value: float) -> None:
-        if not isinstance(value, Real) or not 0 < float(value) <= 1:
+        """Refuse, with a ``ValueError``, what is not in (0, 1]."""
+        if not is_ratio(value):
             raise ValueError(f'keep_ratio must be a number above 0 and at most 1, got {value!r}')
         self._keep_ratio = float(value)
 
@@ -280,8 +288,8 @@ class DynamicViT(PlainBackbone):
     def build_block(self, index: int, drop_path_rate: float) -> Block:
         """Attention and FFN."""
         dims, arch = self.arch['embed_dims'], self.arch
-        block = Block(Attention(dims, arch['num_heads'], arch['qkv_bias']), FFN(dims, dims * arch['mlp_ratio']), dims,
-                      drop_path_rate, arch['eps'])
+        attn = Attention(dims, arch['num_heads'], arch['qkv_bias'])
+        block: Any = Block(attn, FFN(dims, dims * arch['mlp_ratio']), dims, drop_path_rate, arch['eps'])
         if arch['branch_scale'] != 1:
             block.scale1 = block.scale2 = Scale(arch['branch_scale'])
         return block
@@ -328,12 +336,14 @@ class DynamicViT(PlainBackbone):
         """Tokens of each of ``out_indices``; and of each predictor, in training the decisions ``(B, N)``, else the positions
         ``(B, K)`` of the patches that it keeps, in the order of the tokens."""
         x = self.pos_embed(self.patch_embed(x)).flatten(1, 2)
-        token = (self.cls_token + self.pos_embed.class_token).expand(x.shape[0], -1, -1).to(x.dtype)
+        token: Any = self.cls_token
+        token = (token + self.pos_embed.class_token).expand(x.shape[0], -1, -1).to(x.dtype)
         number = x.shape[1]
         x = torch.cat([token, x], 1)
         policy = x.new_ones(x.shape[:2]) if self.training else None
         ratios, predictors = dict(zip(self.arch['predictors'], self.keep_ratios)), iter(self.predictors)
-        outs, kept = [], []
+        outs: list[Tensor] = []
+        kept: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if index in ratios:
                 predictor = next(predictors)
@@ -366,7 +376,9 @@ def select(x: Tensor, predictor: nn.Module, number: int, ratio: float, kept: Seq
     before = kept[-1] if kept else torch.arange(number, device=x.device).expand(x.shape[0], -1)
     if ratio == 1:
         return x, before
-    patches = x[:, 1:]
-    chosen = predictor(patches)[..., 0].topk(max(count_kept(number, ratio), 1), 1).indices
+    patches, count = x[:, 1:], count_kept(number, ratio)
+    if not torch.compiler.is_compiling():  # comparing would fix a symbol
+        count = max(count, 1)
+    chosen = predictor(patches)[..., 0].topk(count, 1).indices
     x = torch.cat([x[:, :1], patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))], 1)
     return x, before.gather(1, chosen)

@@ -46,7 +46,7 @@ def squared_distance(student: Tensor, teacher: Tensor, weights: Tensor | None = 
 
 
 def average(x: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean of ``(...)``, weighted; zero where all weights are."""
+    """The mean of ``(B, ...)``, with weights of its shape or None; zero where all weights are."""
     if weights is None:
         return x.mean()
     weights = weights.detach().to(x.dtype)
@@ -115,7 +115,7 @@ class Teacher:
     """A frozen model, which is no part of the one that holds it: no parameter of it, in no checkpoint, and copies share it."""
 
     def __init__(self, model: nn.Module):
-        self.model = model.requires_grad_(False).eval()
+        self.model: Any = model.requires_grad_(False).eval()
 
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self
@@ -148,11 +148,15 @@ class DynamicClassifier(ImageClassifier):
         ValueError: for a backbone without decisions.
     """
 
+    backbone: Any
+    neck: Any
+    head: Any
+
     def __init__(self, backbone: dict, neck: dict | None = None, head: dict | None = None, *args: Any,
                  teacher: str | None = None, ratio_weight: float = 2.0, logit_weight: float = 0.5,
                  feature_weight: float = 0.5, **kwargs: Any):
-        self.settings = dict(backbone=dict(backbone, predictors=(), init_cfg=None), neck=neck and dict(neck),
-                             head=head and dict(head))
+        self.settings: dict[str, Any] = dict(
+            backbone=dict(backbone, predictors=(), init_cfg=None), neck=neck and dict(neck), head=head and dict(head))
         super().__init__(backbone, neck, head, *args, **kwargs)
         if not hasattr(self.backbone, 'forward_decisions'):
             raise ValueError('backbone must be one with decisions, DynamicViT, DynamicConvNeXt or DynamicSwin, got '
@@ -174,21 +178,21 @@ class DynamicClassifier(ImageClassifier):
         is_first = not self.is_init
         super().init_weights()
         if is_first and self.checkpoint is not None:
-            teacher = self.build_teacher()
+            teacher = self.build_teacher(self.checkpoint)
             new = self.load_state_dict(teacher.state_dict(), strict=False).missing_keys
             print_log(f'the training begins with the weights of its teacher, {self.checkpoint}; {len(new)} tensors are new',
                       'current')
             self.teacher = Teacher(teacher)
 
-    def build_teacher(self) -> ImageClassifier:
-        """The model that leaves out nothing, with the weights of its checkpoint, on the device of this one."""
-        init_cfg = dict(type='Pretrained', checkpoint=self.checkpoint)
+    def build_teacher(self, path: str) -> ImageClassifier:
+        """The model that leaves out nothing, with the weights of a checkpoint, on the device of this one."""
+        init_cfg = dict(type='Pretrained', checkpoint=path)
         model = ImageClassifier(**{**self.settings, 'backbone': {**self.settings['backbone'], 'init_cfg': init_cfg}})
         try:
             model.init_weights()
         except CheckpointError as error:  # which knows the setting of a backbone alone
             raise CheckpointError(str(error).replace('model.backbone.init_cfg=None', 'model.teacher=None')) from error
-        load_rest(model, self.checkpoint)
+        load_rest(model, path)
         return model.to(next(self.parameters()).device)
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
@@ -201,6 +205,9 @@ class DynamicClassifier(ImageClassifier):
         Returns:
             ``loss``, ``loss_ratio``, and of a teacher ``loss_logits`` and ``loss_features``; ``kept`` is no loss but the part
             that the last predictor keeps.
+
+        Raises:
+            RuntimeError: if it is to have a teacher, and weights were not initialised.
         """
         outs, decisions = self.backbone.forward_decisions(inputs)
         kept = decisions[-1] if decisions else None
