@@ -401,6 +401,7 @@ class DynamicConvNeXt(SparsePyramid):
     """
 
     eps = 1e-6
+    min_traced_size = 64  # remainders are dropped
     aliases = {'convnext_t': 'tiny', 'convnext_s': 'small', 'convnext_b': 'base'}
     arch_zoo = {
         name: dict(embed_dims=(dims, 2 * dims, 4 * dims, 8 * dims), depths=(3, 3, depth, 3), mlp_ratios=(4, 4, 4, 4),

@@ -1,9 +1,13 @@
 """Which positions of a map are worth the whole computation (DynamicViT, 2106.02034, and its journal form, 2207.01580)."""
 from collections.abc import Sequence
+from math import trunc
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..ops.backends import is_exporting
 
 
 class Gate(nn.Module):
@@ -89,4 +93,11 @@ def check_ratios(ratios: Sequence[float], count: int) -> tuple[float, ...]:
 
 def count_kept(number: int, ratio: float) -> int:
     """How many of so many positions are kept: the product in double precision, rounded down, as published."""
-    return int(number * ratio)
+    if not is_exporting():
+        return trunc(number * ratio)  # int() would fix the number that a trace has a symbol for
+    # ONNX has no product of a length and a number in double precision, but of tensors.
+    product = torch.full((1, ), number, dtype=torch.float64) * torch.tensor([ratio], dtype=torch.float64)
+    count: Any = product.long().item()
+    torch._check(count >= 0)
+    torch._check(count <= number)
+    return count

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import multi_head_attention
-from .padding import crop, pad_to_multiple
+from .padding import crop, divide, pad_to_multiple
 from .position_bias import RelativePositionBias
 from .windows import merge_windows, split_into_windows
 
@@ -49,7 +49,11 @@ class WindowAttention(nn.Module):
         if isinstance(shift, int) and not shift:
             return self.attend(x, bias)
         x = pad_to_multiple(x.permute(0, 3, 1, 2), self.size[0]).permute(0, 2, 3, 1)
-        bias = (bias + self.mask(x, shift)[:, None]).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        bias = bias + self.mask(x, shift)[:, None]
+        if torch.compiler.is_compiling():  # expanding dimensions, a trace would ask whether there is one image
+            bias = bias.index_select(0, divide(torch.arange(batch * bias.shape[0], device=x.device), bias.shape[0])[1])
+        else:
+            bias = bias.expand(batch, -1, -1, -1, -1).flatten(0, 1)
         x = roll(self.attend(roll(x, -shift), bias), shift)
         return crop(x.permute(0, 3, 1, 2), *shape).permute(0, 2, 3, 1)
 
@@ -70,5 +74,5 @@ def roll(x: Tensor, shift: int | Tensor) -> Tensor:
     if isinstance(shift, int):
         return x.roll((shift, shift), (1, 2))
     for dim in (1, 2):
-        x = x.index_select(dim, (torch.arange(x.shape[dim], device=x.device) - shift) % x.shape[dim])
+        x = x.index_select(dim, divide(torch.arange(x.shape[dim], device=x.device) - shift, x.shape[dim])[1])
     return x

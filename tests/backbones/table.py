@@ -1,6 +1,7 @@
 """The backbones that the tests of this folder are about, out of their golden files."""
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmsimvit.weights import find_systems
 from tests import golden
@@ -15,6 +16,7 @@ class Row(NamedTuple):
     depths: dict[str, int]  # of some parameters, by their names
     overlapping: bool = False  # whether its first convolution overlaps: pixels beyond the border are then not zeros
     rounds_up: bool = True  # whether its maps have ceil(H / stride) rows; a stem that rounds down has one less at times
+    steady: Mapping[str, Any] = {}  # arguments with which rounding decides nothing, of backbones that take decisions
 
 
 BACKBONES = {name: Row(partial(SYSTEMS[system], row.pop('arch')), **row)

@@ -1,4 +1,5 @@
 """What every backbone with a golden file must do."""
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -9,6 +10,8 @@ from tests.backbones.table import BACKBONES, GOLDEN, SYSTEMS
 from tests.conftest import exports
 
 all_backbones = pytest.mark.parametrize('build', [row.build for row in BACKBONES.values()], ids=list(BACKBONES))
+all_steady = pytest.mark.parametrize('build', [partial(row.build, **row.steady) for row in BACKBONES.values()],
+                                     ids=list(BACKBONES))
 all_classes = pytest.mark.parametrize('backbone', SYSTEMS.values())
 
 
@@ -167,7 +170,7 @@ def test_frozen_stages(build, frozen_stages):
             assert torch.equal(tensor, before[name]) == frozen, name
 
 
-@all_backbones
+@all_steady
 def test_autocast_bfloat16_is_finite_and_near(build):
     torch.manual_seed(0)
     model = build(drop_path_rate=0.0)
@@ -183,7 +186,7 @@ def test_autocast_bfloat16_is_finite_and_near(build):
         assert (low - high).abs().max() < 0.15 * high.std()
 
 
-@all_backbones
+@all_steady
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_low_precision_models_run(build, dtype):
     torch.manual_seed(0)
@@ -254,6 +257,7 @@ def test_compiles_to_one_graph_for_any_size(name, backend):
         results = []
         for function in (compiled, model):
             model.zero_grad()
+            torch.manual_seed(1)  # of decisions that are drawn
             outs = function(image(2, 3, *size).double())
             sum(out.square().sum() for out in outs).backward()
             results.append([*outs, *(p.grad.clone() for p in model.parameters())])
