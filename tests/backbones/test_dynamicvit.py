@@ -6,9 +6,11 @@ import torch
 from mmpretrain.models import VisionTransformer
 
 from mmsimvit import CheckpointError, DynamicViT
+from mmsimvit.analysis.export import Exportable, export_onnx
 from mmsimvit.backbones.dynamicvit import Attention, masked_softmax
 from mmsimvit.cli.convert_checkpoint import convert
 from tests import golden
+from tests.conftest import exports
 
 GOLDEN = golden.load('dynamicvit')
 SMALL = dict(embed_dims=32, depth=4, num_heads=2, mlp_ratio=2, qkv_bias=True, predictors=(1, 2, 3), stem_dims=None,
@@ -276,6 +278,45 @@ def test_low_precision_models_run(dtype):
         assert out.dtype == dtype and out.isfinite().all()
 
 
+@exports
+@pytest.mark.full
+@both
+def test_traces_hold_for_other_sizes(arch, tmp_path):
+    """So many patches are kept as the image at hand says."""
+    model = build(arch, out_type='raw').float().eval()
+    dims = {0: torch.export.Dim('batch', min=2, max=64), 2: torch.export.Dim('height', min=35, max=2048),
+            3: torch.export.Dim('width', min=35, max=2048)}
+    sizes = (2, 3, 64, 64), (3, 3, 71, 130)
+    with torch.no_grad():
+        exported = torch.export.export(model, (image(2, 3, 66, 97), ), dynamic_shapes=(dims, )).module()
+        expected = [model(image(*size))[0] for size in sizes]
+        for size, tokens in zip(sizes, expected):
+            torch.testing.assert_close(exported(image(*size))[0], tokens)
+    onnxruntime = pytest.importorskip('onnxruntime')
+    whole = torch.nn.Module()
+    whole.backbone = model
+    export_onnx(Exportable(whole, 'backbone').eval(), tmp_path / 'model.onnx', (66, 97))
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    for size, tokens in zip(sizes, expected):
+        found, = session.run(None, {'images': image(*size).numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), tokens, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.full
+@both
+def test_compiles_to_one_graph_for_any_size(arch):
+    for training in (False, True):
+        model = build(arch).train(training)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
+        for size in ((64, 64), (71, 130)):
+            found = []
+            for function in (compiled, model):
+                torch.manual_seed(1)  # of decisions that are drawn
+                found.append(function(image(2, 3, *size).double())[0])
+            torch.testing.assert_close(*found)
+
+
 def test_a_ratio_of_one_is_the_base_model(tmp_path):
     """MMPreTrain's DeiT, by its own checkpoint; the predictors begin anew."""
     torch.manual_seed(0)
@@ -313,13 +354,13 @@ def test_published_checkpoints_load_as_they_are_and_converted(tmp_path):
     assert torch.equal(converted['head.aux.weight'], head['aux_head.weight'])
     assert torch.equal(converted['head.fc.bias'], head['head.bias'])
     for name in ('pruned.pth', 'base.pth', 'converted.pth'):
-        model = DynamicViT('lvvit_s', out_indices=8, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / name)))
+        model = DynamicViT('lvvit_s', out_indices=4, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / name)))
         model.init_weights()
         assert torch.equal(model.pos_embed.class_token, weights['pos_embed'][:, :1])
         assert torch.equal(model.pos_embed.table, weights['pos_embed'][:, 1:])
-        assert torch.equal(model.blocks[8].ffn.fc2.bias, weights['blocks.8.mlp.fc2.bias'])
-        bias = weights['score_predictor.1.out_conv.2.bias']
-        assert torch.equal(model.predictors[1].out_conv[2].bias, bias) == (name != 'base.pth')
+        assert torch.equal(model.blocks[4].ffn.fc2.bias, weights['blocks.4.mlp.fc2.bias'])
+        bias = weights['score_predictor.0.out_conv.2.bias']
+        assert torch.equal(model.predictors[0].out_conv[2].bias, bias) == (name != 'base.pth')
 
 
 def test_initialisation_is_the_published():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
@@ -283,6 +284,20 @@ def test_two_batches_make_one_step_under_autocast(taught):
     assert not torch.equal(before, model.head.fc.weight)
     assert {losses[name].dtype for name in ('loss_ratio', 'loss_logits', 'loss_features')} == {torch.float32}
     assert all(value.isfinite() for value in losses.values())
+
+
+def test_processes_train_together(taught, tmp_path):
+    """Everything has a gradient in each step, or the second would stop."""
+    model, _ = taught
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/meeting', rank=0, world_size=1)
+    try:
+        parallel = MMDistributedDataParallel(model)
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        for _ in range(2):
+            losses = parallel.train_step(batch(), wrapper)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert losses['loss_features'].isfinite() and 'loss_logits' in losses
 
 
 def test_is_an_ordinary_classifier_where_it_is_not_trained():
