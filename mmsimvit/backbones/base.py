@@ -1,4 +1,6 @@
 """The contract that every backbone keeps."""
+import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from operator import eq
@@ -271,10 +273,16 @@ class Backbone(BaseModule):
         if not fit.complete:
             raise CheckpointError(f'checkpoint {path} gives {fit.matched} of the {fit.total} parameters of {name}: '
                                   f'{fit.problems()}; is it of another arch? {self._advise()}')
-        line = f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tensors are resized'
-        if fit.added:
-            line += f', and {len(fit.added)} that such checkpoints need not have ({fit.added[0]}, ...) start anew'
-        return weights, line
+        new = f', and {len(fit.added)} tensors that such a checkpoint lacks ({self._name_added(fit.added)}) start anew'
+        return weights, (f'{path} gives the parameters of {name}: {words}; {len(fit.resampled)} tensors are resized'
+                         + (new if fit.added else ''))
+
+    def _name_added(self, names: list[str]) -> str:
+        """The parts of the backbone that have them, in words."""
+        prefixes = [prefix for layer in self.layer_order() if layer.is_added for prefix in layer.prefixes]
+        kinds = [re.sub(r'\.\d+', '', prefix).rpartition('.')[2] for prefix in prefixes
+                 if any(name.startswith(f'{prefix}.') for name in names)]
+        return ', '.join(f'{count} {kind}' for kind, count in Counter(kinds).items())
 
     def _list_init_cfg(self, pretrained: bool) -> list[dict]:
         """The parts of ``init_cfg`` that name a checkpoint, or those that do not."""

@@ -270,6 +270,11 @@ class SparsePyramid(PyramidBackbone):
         self.keep_ratios = check_ratios(each, count)
         self._keep_ratio = value
 
+    @property
+    def predictors(self) -> Sequence[ImportancePredictor]:
+        """The predictors, which there are if stage 3 is built."""
+        return self.stages[SPARSE_STAGE].predictors if self.num_built > SPARSE_STAGE else ()
+
     def layer_order(self) -> list[Layer]:
         """Predictors and fast paths too, which base models are without."""
         order, places = [], self.arch['predictors']

@@ -2,6 +2,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
+from ..backbones.dynamic_sparsification import SparsePyramid
 from ..datasets.coco import some
 from ..errors import CheckpointError, ModelError, NonFiniteLossError, UserError
 from ..models import (
@@ -235,6 +238,54 @@ class ClassesMatchHook(Hook):
         """Look at the channels of the first images."""
         if batch_idx == 0:
             check_image_channels(runner.model.module if is_model_wrapper(runner.model) else runner.model, data_batch)
+
+
+@HOOKS.register_module()
+class RatioLossHook(Hook):
+    """Train the predictors of dynamic spatial sparsification, in any model of the three libraries, to keep as many positions as
+    the backbone's ``keep_ratios`` say.
+
+    The loss ``loss_ratio`` joins those of the model: the squared distance of the kept part from the ratio, mean over predictors
+    and images (2207.01580, section 3.3). With a frozen stage 3 there is nothing to train, and no such loss.
+
+    Args:
+        weight: factor of the loss, published 10.
+
+    Raises:
+        ModelError: before training, if the model has no such backbone.
+    """
+
+    def __init__(self, weight: float = 10.) -> None:
+        self.weight = weight
+        self._handles: list = []
+        self._distances: list[Tensor] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen to the decisions of the model that is trained, and to its losses."""
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        backbones = [module for module in model.modules() if isinstance(module, SparsePyramid)]
+        if not backbones:
+            raise ModelError('RatioLossHook is for backbones with dynamic spatial sparsification, DynamicConvNeXt and '
+                             f'DynamicSwin, and {type(model).__name__} has none; take it out of custom_hooks')
+        for backbone in backbones:
+            for number, predictor in enumerate(backbone.predictors):
+                self._handles.append(predictor.gate.register_forward_hook(partial(self._measure, backbone, number)))
+        self._handles.append(model.register_forward_hook(self._add))
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the model as it was."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _measure(self, backbone: SparsePyramid, number: int, gate: nn.Module, args: tuple, decision: Tensor) -> None:
+        self._distances.append((decision.float().mean(1) - backbone.keep_ratios[number]).square())
+
+    def _add(self, model: nn.Module, args: tuple, losses: Any) -> None:
+        distances, self._distances = self._distances, []
+        if distances and isinstance(losses, dict):
+            losses['loss_ratio'] = self.weight * torch.cat(distances).mean()
 
 
 MOST_SKIPPED_IN_A_ROW = 20
