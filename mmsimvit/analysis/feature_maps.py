@@ -130,7 +130,7 @@ def get_feature_maps(backbone: nn.Module, view: View) -> list[tuple[int, Tensor]
     if isinstance(backbone, PyramidBackbone):
         outs = [out for _, out in _record(backbone, view.inputs, list(backbone.stages))]
         with torch.no_grad():
-            maps = [backbone.get_map(index, out) for index, out in enumerate(outs)]
+            maps = [backbone.get_map(index, out if isinstance(out, Tensor) else out[0]) for index, out in enumerate(outs)]
         return [(stride, out[0]) for stride, out in zip(backbone.stage_strides, maps)]
     if isinstance(backbone, PlainBackbone):
         with torch.no_grad():
@@ -139,6 +139,21 @@ def get_feature_maps(backbone: nn.Module, view: View) -> list[tuple[int, Tensor]
     with torch.no_grad():
         maps = backbone(view.inputs)
     return [(ceil(view.inputs.shape[-1] / out.shape[-1]), out[0]) for out in maps]
+
+
+def get_decisions(backbone: nn.Module, view: View) -> list[np.ndarray]:
+    """Which positions each predictor of a backbone with dynamic sparsification keeps, bool ``(h, w)``; none for others."""
+    if not hasattr(backbone, 'forward_decisions'):
+        return []
+    with torch.no_grad():
+        _, decisions = backbone.forward_decisions(view.inputs)
+    stride = backbone.stage_strides[2] if isinstance(backbone, PyramidBackbone) else backbone.strides[0]
+    rows, columns = ((length // stride, ceil(length / stride)) for length in view.inputs.shape[2:])  # rounded down or up
+    found = []
+    for decision in decisions:
+        shape = next((h, w) for h, w in zip(rows, columns) if h * w == decision.shape[1])
+        found.append(decision[0].bool().unflatten(0, shape).cpu().numpy())
+    return found
 
 
 def get_principal_components(features: Tensor) -> np.ndarray:
@@ -303,6 +318,35 @@ def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> Figure:
         axes[1, index].imshow(components.permute(1, 2, 0))
         axes[1, index].set_title('principal components 1-3 as RGB', fontsize=9)
     for ax in axes.flat:
+        ax.axis('off')
+    return figure
+
+
+def draw_decisions(view: View, decisions: Sequence[np.ndarray], ratios: Sequence[float]) -> Figure:
+    """A matplotlib figure: the image, and for each predictor the kept positions as they are, over the others in grey.
+
+    Args:
+        view: the input of the network.
+        decisions: of each predictor, from ``get_decisions``.
+        ratios: what part each was to keep.
+    """
+    height, width = view.image.shape[:2]
+    size = 2.6 * max(width / height, 0.75)
+    figure = Figure(figsize=(size * (len(decisions) + 1), 3.2), layout='constrained')
+    axes = figure.subplots(1, len(decisions) + 1)
+    axes[0].imshow(view.image)
+    axes[0].set_title(f'input of the network\n{width} x {height}', fontsize=9)
+    for number, (kept, ratio) in enumerate(zip(decisions, ratios), 1):
+        mask = torch.from_numpy(kept)[None, None].float()
+        rows, columns = (length // part for length, part in zip(view.inputs.shape[2:], kept.shape))
+        stride = max(rows, columns)  # of a map that was rounded up, some positions reach over the border
+        mask = mask.repeat_interleave(stride, 2).repeat_interleave(stride, 3)[0, 0, :height, :width].numpy() > 0
+        mask = np.pad(mask, ((0, height - mask.shape[0]), (0, width - mask.shape[1])))  # and of one that was rounded down, none
+        shown = np.where(mask[..., None], view.image, (128 + _pale(view.image) / 2).astype(np.uint8)[..., None])
+        axes[number].imshow(shown)
+        axes[number].set_title(f'predictor {number}: {kept.sum()} of {kept.size}\npositions go the slow way ({ratio:.2f})',
+                               fontsize=9)
+    for ax in axes:
         ax.axis('off')
     return figure
 

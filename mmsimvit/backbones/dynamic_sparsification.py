@@ -376,11 +376,11 @@ def as_linear(converted: dict[str, Tensor]) -> None:
 
 @MODELS.register_module()
 class DynamicConvNeXt(SparsePyramid):
-    """ConvNeXt with dynamic spatial sparsification: in stage 3, predictors choose the positions that go through the feed-forward
+    """ConvNeXt with dynamic spatial sparsification: in stage 3, predictors choose the positions that go through feed-forward
     networks; the others go through one linear layer each.
 
     The outputs are the published code's on images of any size that it takes, whose remainders are dropped: maps have
-    ``floor(H / stride)`` rows. Where that would be none, images and maps are padded with zeros at the bottom and right. Code for
+    ``floor(H / stride)`` rows. Where that would be none, images and maps get zeros at the bottom and right. Code for
     dense prediction was not published: the maps have norms as in dense prediction with ConvNeXt.
 
     Args:
@@ -461,7 +461,7 @@ class DynamicConvNeXt(SparsePyramid):
         return ConvNeXtBlock(self.arch['embed_dims'][index], self.arch['mlp_ratios'][index], drop_path_rate, has_fast)
 
     def init_random_weights(self) -> None:
-        """Draw the published initialisation: linear layers and convolutions from a normal distribution with a deviation of 0.02,
+        """Draw the published initialisation: layers and convolutions from a normal distribution with a deviation of 0.02,
         cut at 2, and biases of zero, but the first one's."""
         super().init_random_weights()
         for module in self.modules():
@@ -471,7 +471,7 @@ class DynamicConvNeXt(SparsePyramid):
 
 
 def fold_by_channel(converted: dict[str, Tensor]) -> None:
-    """Sort, in place, the inputs of the patch mergings of OpenMMLab's Swin, which have the four pixels of each channel together,
+    """Sort, in place, the inputs of patch mergings in OpenMMLab's Swin, which have the four pixels of each channel together,
     as ours, which have the channels of each pixel together."""
     for name in [name for name in converted if '.by_channel.' in name]:
         tensor = converted.pop(name)

@@ -1,7 +1,8 @@
 """Draw what a detector, segmentor or classifier makes of an image: feature maps, the attention of a pixel, Grad-CAM.
 
 Feature maps are always drawn: of each stage of the backbone the mean over the channels, and the first three principal
-components as red, green and blue. --pixel adds how SimViT attends: in stages 1 to 3 the weights of the window around the
+components as red, green and blue. Of backbones with dynamic sparsification, the positions that each predictor keeps are drawn
+too. --pixel adds how SimViT attends: in stages 1 to 3 the weights of the window around the
 pixel, in stage 4 those of the whole image, head by head. Zeros outside of the map take part in attention; their share is
 written beside the picture. --grad-cam adds where the score of a class comes from, for classifiers and segmentors.
 
@@ -76,6 +77,9 @@ def visualize(args: argparse.Namespace, cfg: Config, model: BaseModel, meta: dic
         print(f'written: {path}')
 
     save(feature_maps.draw_feature_maps(view, feature_maps.get_feature_maps(model.backbone, view)), 'features')
+    decisions = feature_maps.get_decisions(model.backbone, view)
+    if decisions:
+        save(feature_maps.draw_decisions(view, decisions, model.backbone.keep_ratios), 'decisions')
     for found in attention:
         shares = ', '.join(f'{share:.1%}' for share in found.outside)
         print(f'stage {found.stage}, block {found.block}: token {found.column} {found.row} of stride {found.stride}'

@@ -1,4 +1,4 @@
-"""What is the own of ConvNeXt and Swin with dynamic spatial sparsification; test_contract.py holds what every backbone must do."""
+"""What is the own of dynamic spatial sparsification; test_contract.py holds what every backbone must do."""
 import re
 
 import pytest
@@ -144,7 +144,8 @@ def test_the_slowest_form_gives_the_same(name):
             if index in stage.places:
                 number = stage.places.index(index)
                 scores = stage.predictors[number](x.flatten(1, 2))[0, :, 0]
-                kept = set(sorted(range(len(scores)), key=lambda i, s=scores: -s[i])[:int(len(scores) * (0.7, 0.7 - 0.2)[number])])
+                ranked = sorted(range(len(scores)), key=lambda i, s=scores: -s[i])
+                kept = set(ranked[:int(len(scores) * (0.7, 0.7 - 0.2)[number])])
                 assert decisions[number][0].nonzero().flatten().tolist() == sorted(kept)
             y = block.mix(x)
             x = (y if name == 'DynamicSwin' else x).clone()
