@@ -12,4 +12,4 @@ model = dict(
     backbone=dict(type='DynamicSwin', arch='tiny', drop_path_rate=0.2, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
     neck=dict(in_channels=[96, 192, 384, 768]))
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(position_bias=dict(decay_mult=0.))))
-custom_hooks = [dict(type='mmsimvit.RatioLossHook')]
+custom_hooks = [dict(type='RatioLossHook')]

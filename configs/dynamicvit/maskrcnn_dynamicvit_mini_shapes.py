@@ -11,4 +11,4 @@ model = dict(
         predictors=(1, 2, 3),
         drop_path_rate=0.),
     neck=dict(in_channels=[32, 64, 128, 256]))
-custom_hooks = [dict(type='mmsimvit.RatioLossHook')]
+custom_hooks = [dict(type='RatioLossHook')]

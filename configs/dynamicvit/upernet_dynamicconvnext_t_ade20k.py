@@ -20,4 +20,4 @@ optim_wrapper = dict(
         norm_decay_mult=0.,
         bias_decay_mult=0.,
         custom_keys=dict(gamma=dict(decay_mult=0.))))
-custom_hooks = [dict(type='mmsimvit.RatioLossHook')]
+custom_hooks = [dict(type='RatioLossHook')]

@@ -9,4 +9,4 @@ model = dict(
     backbone=dict(type='DynamicSwin', arch='tiny', drop_path_rate=0.3, init_cfg=dict(type='Pretrained', checkpoint=pretrained)),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384))
-custom_hooks = [dict(type='mmsimvit.RatioLossHook')]
+custom_hooks = [dict(type='RatioLossHook')]

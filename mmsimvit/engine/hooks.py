@@ -272,7 +272,7 @@ class RatioLossHook(Hook):
         for backbone in backbones:
             for number, predictor in enumerate(backbone.predictors):
                 self._handles.append(predictor.gate.register_forward_hook(partial(self._measure, backbone, number)))
-        self._handles.append(model.register_forward_hook(self._add))
+        self._handles += [model.register_forward_pre_hook(self._forget), model.register_forward_hook(self._add)]
 
     def after_train(self, runner: Runner) -> None:
         """Leave the model as it was."""
@@ -281,6 +281,9 @@ class RatioLossHook(Hook):
 
     def _measure(self, backbone: SparsePyramid, number: int, gate: nn.Module, args: tuple, decision: Tensor) -> None:
         self._distances.append((decision.float().mean(1) - backbone.keep_ratios[number]).square())
+
+    def _forget(self, model: nn.Module, args: tuple) -> None:
+        self._distances = []  # of a backbone that was called alone
 
     def _add(self, model: nn.Module, args: tuple, losses: Any) -> None:
         distances, self._distances = self._distances, []
