@@ -139,8 +139,6 @@ def shrink_model(model):
         arch = {**ARCHS[model.backbone.type][model.backbone.arch], **model.backbone}
         if 'depths' in arch:
             model.backbone.depths = tuple(min(depth, 2) for depth in arch['depths'])
-            if 'predictors' in arch:  # before blocks of stage 3
-                model.backbone.predictors = (1, )
         elif 'depth' in arch and arch.get('out_indices', -1) == -1:  # of a plain one; other maps are named by their blocks
             model.backbone.depth = min(arch['depth'], 2)
             for key in ('windows', 'window_sizes'):  # one for each block
