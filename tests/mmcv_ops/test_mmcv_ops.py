@@ -148,7 +148,7 @@ def test_carafe_sums_weighted_windows(ours, operator):
 
 
 @pytest.mark.parametrize(('operator', 'shape'), [
-    (lambda x: ops.carafe(x, draw('masks', 1, 9, 6, 10), 3, 1, 2), (1, 4, 3, 5)),
+    (lambda x: ops.carafe(x, draw('masks', 1, 9, 6, 10, dtype=x.dtype), 3, 1, 2), (1, 4, 3, 5)),
     (lambda x: ops.psa_mask.psa_mask(x, 0, (3, 3)), (1, 9, 4, 5)),
     (lambda x: ops.softmax_focal_loss(x, torch.tensor([1, 0]), 2.0, 0.25, None, 'sum'), (2, 3)),
     (lambda x: ops.roi_align(x, torch.tensor([[0., 1, 1, 9, 9]]), (2, 2), 0.25, 0, 'avg', True), (1, 3, 9, 13))],
