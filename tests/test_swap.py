@@ -169,10 +169,7 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch):
 
 
 LAZY = '''
-from mmengine.config import read_base
 from mmdet.models import FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet
-with read_base():
-    pass
 model = dict(
     type=RetinaNet, data_preprocessor=dict(type=DetDataPreprocessor), backbone=dict(type=ResNet, depth=18, num_stages=4),
     neck=dict(type=FPN, in_channels=[64, 128, 256, 512], out_channels=32, num_outs=5),
@@ -182,7 +179,8 @@ model = dict(
 
 
 def test_the_text_of_a_config_in_pure_python(tmp_path):
-    (tmp_path / 'lazy.py').write_text(LAZY)
+    (tmp_path / 'base.py').write_text(LAZY)
+    (tmp_path / 'lazy.py').write_text('from mmengine.config import read_base\nwith read_base():\n    from .base import *\n')
     with pytest.raises(ConfigError, match='a config in pure Python, .*swap its text, which this writes: python -c ') as error:
         swap(str(tmp_path / 'lazy.py'), dict(type='SimViT', arch='micro'), folder=str(tmp_path))
     exec(re.search('python -c "(.*)"', str(error.value))[1], {})
