@@ -51,7 +51,7 @@ def check_label_maps(folders: dict[str, Path], settings: dict[str, Any], classes
     turned = []
     with ThreadPoolExecutor(16) as pool, Progress() as progress:
         pairs = [(folders['img_path'] / name, path) for name, path in zip(images, paths)]
-        found_faults = pool.map(lambda pair: _fault_of(*pair, lies), pairs)
+        found_faults = pool.map(lambda pair: _fault_of(pair[0], pair[1], lies), pairs)
         for (image, path), (fault, is_turned) in progress.track(zip(pairs, found_faults), len(paths), description='label maps'):
             if fault:
                 raise DataError(f'label map {path} {fault}')
