@@ -56,7 +56,7 @@ class Fitter:
         self.original, self.scope, self.maps, self.old = cfg, scope, maps, old
         self.cfg = copy.deepcopy(cfg)
         self.keys: Path = ('model', *find_backbone(cfg['model']))
-        self.prefix = tuple(key for key in self.keys if key in ('model', 'detector'))  # of whatever has the backbone
+        self.prefix: Path = tuple(key for key in self.keys if key in ('model', 'detector'))  # of whatever has the backbone
         self.why: dict[Path, str] = {}  # reasons of changes, by the keys that lead there
         self.notes: list[str] = []  # what a user should know
         self.chosen: list[int] = []
@@ -154,7 +154,7 @@ class Fitter:
         indices = [head['in_index'] for head in heads]
         if len(set(indices)) > 1 and len(old) == len(self.chosen) and len({old[index] for index in indices}) == 1:
             for place in range(len(heads)):
-                path = (*self.prefix, 'decode_head', place)
+                path: Path = (*self.prefix, 'decode_head', place)
                 self.set((*path, 'in_channels'), self.widths[max(indices)], 'of the last map')
                 self.set((*path, 'in_index'), max(indices), 'the heads of a cascade take maps of one size')
 
