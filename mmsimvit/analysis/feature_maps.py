@@ -141,10 +141,11 @@ def get_feature_maps(backbone: nn.Module, view: View) -> list[tuple[int, Tensor]
     return [(ceil(view.inputs.shape[-1] / out.shape[-1]), out[0]) for out in maps]
 
 
-def get_decisions(backbone: nn.Module, view: View) -> list[np.ndarray]:
-    """Which positions each predictor of a backbone with dynamic sparsification keeps, bool ``(h, w)``; none for others."""
+def get_decisions(backbone: Any, view: View) -> tuple[int, list[np.ndarray]]:
+    """How many pixels wide a position is, and which positions each predictor of a backbone with dynamic sparsification keeps,
+    bool ``(h, w)``; none for others."""
     if not hasattr(backbone, 'forward_decisions'):
-        return []
+        return 0, []
     with torch.no_grad():
         _, decisions = backbone.forward_decisions(view.inputs)
     stride = backbone.stage_strides[2] if isinstance(backbone, PyramidBackbone) else backbone.strides[0]
@@ -153,7 +154,7 @@ def get_decisions(backbone: nn.Module, view: View) -> list[np.ndarray]:
     for decision in decisions:
         shape = next((h, w) for h, w in zip(rows, columns) if h * w == decision.shape[1])
         found.append(decision[0].bool().unflatten(0, shape).cpu().numpy())
-    return found
+    return stride, found
 
 
 def get_principal_components(features: Tensor) -> np.ndarray:
@@ -322,12 +323,12 @@ def draw_feature_maps(view: View, maps: Sequence[tuple[int, Tensor]]) -> Figure:
     return figure
 
 
-def draw_decisions(view: View, decisions: Sequence[np.ndarray], ratios: Sequence[float]) -> Figure:
+def draw_decisions(view: View, stride: int, decisions: Sequence[np.ndarray], ratios: Sequence[float]) -> Figure:
     """A matplotlib figure: the image, and for each predictor the kept positions as they are, over the others in grey.
 
     Args:
         view: the input of the network.
-        decisions: of each predictor, from ``get_decisions``.
+        stride, decisions: what ``get_decisions`` gives.
         ratios: what part each was to keep.
     """
     height, width = view.image.shape[:2]
@@ -337,11 +338,8 @@ def draw_decisions(view: View, decisions: Sequence[np.ndarray], ratios: Sequence
     axes[0].imshow(view.image)
     axes[0].set_title(f'input of the network\n{width} x {height}', fontsize=9)
     for number, (kept, ratio) in enumerate(zip(decisions, ratios), 1):
-        mask = torch.from_numpy(kept)[None, None].float()
-        rows, columns = (length // part for length, part in zip(view.inputs.shape[2:], kept.shape))
-        stride = max(rows, columns)  # of a map that was rounded up, some positions reach over the border
-        mask = mask.repeat_interleave(stride, 2).repeat_interleave(stride, 3)[0, 0, :height, :width].numpy() > 0
-        mask = np.pad(mask, ((0, height - mask.shape[0]), (0, width - mask.shape[1])))  # and of one that was rounded down, none
+        mask = kept.repeat(stride, 0).repeat(stride, 1)[:height, :width]
+        mask = np.pad(mask, ((0, height - mask.shape[0]), (0, width - mask.shape[1])))  # remainders are of no position
         shown = np.where(mask[..., None], view.image, (128 + _pale(view.image) / 2).astype(np.uint8)[..., None])
         axes[number].imshow(shown)
         axes[number].set_title(f'predictor {number}: {kept.sum()} of {kept.size}\npositions go the slow way ({ratio:.2f})',

@@ -6,7 +6,8 @@ from .cswin import CSWin
 from .cvt import CvT
 from .dat import DAT
 from .dwnet import DWNet
-from .dynamic_sparsification import DynamicConvNeXt, DynamicSwin
+from .dynamicconvnext import DynamicConvNeXt
+from .dynamicswin import DynamicSwin
 from .dynamicvit import DynamicViT
 from .gcvit import GCViT
 from .gpvit import GPViT

@@ -45,7 +45,7 @@ class Layer(NamedTuple):
     prefix: str | tuple[str, ...]  # of the names of its modules and parameters; several if they compute side by side
     stage: int  # it is frozen with so many stages: 0 is the stem
     is_block: bool = False  # blocks are what depths count, and the units of FSDP
-    is_added: bool = False  # what a checkpoint may be without: norms of maps that classifiers lack, what a method adds
+    is_added: bool = False  # classifiers or base models lack it, so that a checkpoint to start from may be without
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -70,8 +70,9 @@ class Backbone(BaseModule):
         drop_path_rate: drop path rate of the last block; the rate grows linearly from 0 at the first.
         with_cp: recompute each block in the backward pass instead of keeping its activations.
         init_cfg: as in mmengine. A ``Pretrained`` checkpoint must hold every parameter of the backbone, in its shape, but
-            norms that classifiers lack; tables of positions are resampled from other sizes. It may be a checkpoint of a
-            training here or a published one, of a classifier or for dense prediction: wrapper, prefix and names are found.
+            norms that classifiers lack and parts that base models lack; tables of positions are resampled from other sizes. It
+            may be a checkpoint of a training here or a published one, of a classifier or for dense prediction: wrapper, prefix
+            and names are found.
         **arch_overrides: keys of ``arch`` that have another value than in the named variant.
 
     Attributes:

@@ -49,8 +49,7 @@ def convert(src: str, dst: str, system: str, with_head: bool = False) -> None:
     if not found.complete:
         raise CheckpointError(f'{src} is no published {system}; nearest to it is {arch}: {found.problems()}')
     if found.added:
-        print(f'a classifier\'s: {len(found.added)} parameters that dense prediction adds ({found.added[0]} ...) are not in it and '
-              'will start anew')
+        print(f'{len(found.added)} parameters that such a checkpoint lacks ({found.added[0]} ...) will start anew')
     if with_head:
         try:
             head = convert_head(system, arch, checkpoint)

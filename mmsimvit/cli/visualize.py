@@ -77,9 +77,9 @@ def visualize(args: argparse.Namespace, cfg: Config, model: BaseModel, meta: dic
         print(f'written: {path}')
 
     save(feature_maps.draw_feature_maps(view, feature_maps.get_feature_maps(model.backbone, view)), 'features')
-    decisions = feature_maps.get_decisions(model.backbone, view)
+    stride, decisions = feature_maps.get_decisions(model.backbone, view)
     if decisions:
-        save(feature_maps.draw_decisions(view, decisions, model.backbone.keep_ratios), 'decisions')
+        save(feature_maps.draw_decisions(view, stride, decisions, model.backbone.keep_ratios), 'decisions')
     for found in attention:
         shares = ', '.join(f'{share:.1%}' for share in found.outside)
         print(f'stage {found.stage}, block {found.block}: token {found.column} {found.row} of stride {found.stride}'

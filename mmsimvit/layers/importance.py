@@ -80,7 +80,7 @@ def ratio_loss(decisions: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
     return (kept - kept.new_tensor(ratios)).square().mean()
 
 
-def check_ratios(ratios: Sequence[float], count: int) -> tuple[float, ...]:
+def check_ratios(ratios: Sequence, count: int) -> tuple[float, ...]:
     """The ratios of ``count`` predictors, as a tuple.
 
     Raises:
