@@ -303,10 +303,9 @@ def test_traces_hold_for_other_sizes(arch, tmp_path):
 
 
 @pytest.mark.full
-@both
-def test_compiles_to_one_graph_for_any_size(arch):
+def test_compiles_to_one_graph_for_any_size():
     for training in (False, True):
-        model = build(arch).train(training)
+        model = build().train(training)
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='eager')
         for size in ((64, 64), (71, 130)):
