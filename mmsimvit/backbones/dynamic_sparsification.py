@@ -238,8 +238,8 @@ class SparsePyramid(PyramidBackbone):
         return order
 
     def claim(self, names: Iterable[str]) -> list[str]:
-        """As in ``Backbone``, but no norms of maps that are not normalised, for classifiers have one behind the mean of the map;
-        nor, without predictors, what is behind these."""
+        """As in ``Backbone``, but no norms of maps that are not normalised, for classifiers have one behind the mean of the
+        map; nor, without predictors, what is behind these."""
         ours = self.state_dict().keys()
         others = re.compile(r'stages\.\d\.norm\.' if self.arch['predictors']
                             else r'stages\.\d\.(norm|predictors|blocks\.\d+\.fast)\.')
