@@ -79,8 +79,8 @@ def test_norms_that_nothing_reads_are_named_before_training(monkeypatch):
             check_unread(model, settings, seen, stops=True)
     assert lines == [str(error.value)]
     assert 'nothing reads the maps [0] of the 4 that GCViT returns' in lines[0]
-    assert lines[0].endswith('model = dict(neck=dict(in_channels=[128, 256, 512], start_level=0), '
-                             'backbone=dict(out_indices=(1, 2, 3)))')
+    assert lines[0].endswith('model = dict(backbone=dict(out_indices=(1, 2, 3)), '
+                             'neck=dict(in_channels=[128, 256, 512], start_level=0))')
 
 
 def test_maps_and_channels_of_other_numbers():
