@@ -1,5 +1,5 @@
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -104,17 +104,24 @@ def recompute(function: Callable, module: nn.Module, *args: Any) -> Any:
     if not norms or torch.compiler.is_compiling():  # whose checkpoints take no such contexts
         return checkpoint(function, *args, use_reentrant=False)
     return checkpoint(function, *args, use_reentrant=False,
-                      context_fn=lambda: (nullcontext(), without_statistics(norms)))
+                      context_fn=lambda: (nullcontext(), WithoutStatistics(norms)))
 
 
-@contextmanager
-def without_statistics(norms: list[nn.Module]) -> Iterator[None]:
-    """Let batch norms write their running statistics on copies: they have seen what is computed again."""
-    kept = [dict(norm._buffers) for norm in norms]
-    for norm in norms:
-        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept):
+class WithoutStatistics:
+    """Lets batch norms write their running statistics on copies: they have seen what is computed again.
+
+    It is entered once more for each further derivative, which a context of a generator could not be.
+    """
+
+    def __init__(self, norms: list[nn.Module]):
+        self.norms = norms
+        self.kept: list[dict] = []
+
+    def __enter__(self) -> None:
+        self.kept = [dict(norm._buffers) for norm in self.norms]
+        for norm in self.norms:
+            norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
+
+    def __exit__(self, *error: object) -> None:
+        for norm, buffers in zip(self.norms, self.kept):
             norm._buffers.update(buffers)
