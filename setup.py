@@ -42,7 +42,7 @@ setup(
     # beside it. The price: tools, tests and configs can be imported there, too.
     package_dir={'': '.'},
     packages=find_packages(include=['mmsimvit', 'mmsimvit.*']),
-    package_data={'mmsimvit': ['py.typed']},  # so that type checkers look at the annotations
+    package_data={'mmsimvit': ['py.typed'], 'mmsimvit.compare': ['*.html']},  # so that type checkers look at the annotations
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     # Nothing is required, so that nothing of a user's stack is replaced: torch wants the build that they chose, and the

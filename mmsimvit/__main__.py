@@ -3,7 +3,7 @@ import argparse
 import importlib
 import sys
 
-COMMANDS = ('train', 'test', 'infer', 'visualize', 'swap', 'get_flops', 'get_memory', 'benchmark', 'export_onnx',
+COMMANDS = ('train', 'test', 'infer', 'visualize', 'swap', 'compare', 'get_flops', 'get_memory', 'benchmark', 'export_onnx',
             'convert_checkpoint', 'demo', 'doctor', 'gpu_check')
 
 

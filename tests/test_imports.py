@@ -6,7 +6,7 @@ from tests.conftest import ROOT
 
 # A part imports those below it; parts of one line do not import each other. '' is __init__.py, which imports what it offers.
 ORDER = [
-    ['__main__', 'train', 'test', 'infer', 'doctor'], ['cli'], [''], ['analysis', 'engine'],
+    ['__main__', 'train', 'test', 'infer', 'doctor'], ['cli'], ['compare'], [''], ['analysis', 'engine'],
     ['models', 'checkpoints', 'necks', 'classifiers'], ['datasets', 'swap'], ['fitting'],
     ['config_files', 'files', 'mmcv_ops', 'dry_run'], ['stacks'], ['backbones'], ['weights'], ['layers'], ['ops', 'errors']]
 LEVELS = {part: level for level, parts in enumerate(ORDER) for part in parts}

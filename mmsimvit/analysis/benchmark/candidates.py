@@ -1,7 +1,9 @@
 """What can be measured: implementations of central attention, and backbones."""
 import ast
+import inspect
 import re
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
@@ -13,8 +15,9 @@ from ...ops.backends import BACKENDS
 from . import published_simvit
 from .measure import Candidate
 
-# Backbones of the size of SimViT-tiny and -small in the installed libraries, as their own configs build them.
+# Backbones of the size of SimViT-micro, -tiny and -small in the installed libraries, as their own configs build them.
 PEERS = {
+    'pvtv2-b0': dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=32, num_layers=[2, 2, 2, 2]),
     'pvtv2-b1': dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[2, 2, 2, 2]),
     'pvtv2-b2': dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=[3, 4, 6, 3]),
     'swin-t': dict(type='mmdet.SwinTransformer', embed_dims=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24],
@@ -93,32 +96,57 @@ def backbone_candidate(word: str, batch: int, size: tuple[int, int], dtype: torc
     return Candidate(word, call, [*model.parameters()], device, backend=form if form in BACKENDS else None)
 
 
-def build_backbone(word: str) -> torch.nn.Module:
-    """Of a word without its form.
+def read_backbone(word: str) -> dict:
+    """The settings of a backbone that is named on a command line: ``NAME[:ARCH][,ARGUMENT=VALUE...]``.
+
+    NAME is a registered model, with its library before it where it is not ours (``SimViT``, ``mmdet.ResNet``), a peer, a config
+    file, or ``timm.NAME``, which the wrapper of MMPreTrain or MMSegmentation builds. ARCH is the argument ``arch``, or
+    ``depth`` where a class has that and no ``arch``, as ResNets do.
 
     Raises:
         ValueError: for an argument without a value, or a word that names no backbone.
     """
     name, *arguments = re.split(r',(?![^(\[]*[)\]])', word)  # not at the commas of a tuple
+    name, _, arch = name.partition(':')
     if name in PEERS:
         cfg = dict(PEERS[name])
     elif name.endswith('.py'):
-        config = Config.fromfile(find_config(name))
-        cfg = config.model.backbone
-        cfg.pop('init_cfg', None)
+        cfg = dict(Config.fromfile(find_config(name)).model.backbone)
+    elif name.startswith('timm.'):
+        library = next((library for library in ('mmpretrain', 'mmseg') if find_spec(library)), 'mmpretrain')
+        cfg = dict(type=f'{library}.TIMMBackbone', model_name=name.removeprefix('timm.'), features_only=True, pretrained=False)
     else:
-        name, _, arch = name.partition(':')
-        cfg = dict(type=name, **dict(arch=arch) if arch else {})
+        cfg = dict(type=name)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        kind = MODELS.get(cfg['type'])
+    if kind is None:
+        raise ValueError(f'{word!r} names no backbone: neither one of {", ".join(PEERS)}, nor a config file, nor a '
+                         f'registered model; write NAME:ARCH, for example SimViT:tiny')
+    if arch:
+        known = inspect.signature(kind).parameters
+        cfg['depth' if 'depth' in known and 'arch' not in known else 'arch'] = _value(arch)
     for argument in arguments:
         key, equals, value = argument.partition('=')
         if not equals:
             raise ValueError(f'{argument!r} in {word!r} must be ARGUMENT=VALUE')
-        try:
-            cfg[key] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            cfg[key] = value
+        cfg[key] = _value(value)
+    return cfg
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def build_backbone(word: str) -> torch.nn.Module:
+    """Of a word without its form, with random weights.
+
+    Raises:
+        ValueError: as ``read_backbone`` does.
+    """
+    cfg = read_backbone(word)
+    cfg.pop('init_cfg', None)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        if MODELS.get(cfg['type']) is None:
-            raise ValueError(f'{word!r} names no backbone: neither one of {", ".join(PEERS)}, nor a config file, nor a '
-                             f'registered model; write NAME:ARCH, for example SimViT:tiny')
         return MODELS.build(cfg)

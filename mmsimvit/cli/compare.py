@@ -1,0 +1,233 @@
+"""Compare backbones on your data under one protocol: search a learning rate for each, train each with several seeds, measure
+what it costs, and write results.json, results.csv and report.html with intervals.
+
+  python -m mmsimvit compare SimViT:micro pvtv2-b0 mmdet.ResNet:18 --data data/camvid --iterations 2000
+
+The same command goes on where an interrupted one was, and adds what is new: a backbone, a seed. What is done is not run again.
+"""
+import argparse
+import json
+import shlex
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import DictAction
+
+from ..compare.measure import TRAINING, measure_candidates
+from ..compare.plan import (
+    TASKS,
+    Candidate,
+    Job,
+    Protocol,
+    base_config,
+    check_budget,
+    check_protocol,
+    first_reason,
+    note_protocol,
+    read_candidates,
+    search_config,
+    search_jobs,
+    seed_jobs,
+    write_protocol,
+    write_training,
+)
+from ..compare.queue import alone_in, run_jobs
+from ..compare.record import write_json
+from ..compare.report import write_report
+from ..compare.results import best_rates, collect, flat_rows, quartiles, write_results
+from ..datasets.unwrap import unwrap_dataset
+from .config import at_least_one
+from .errors import one_line_errors
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    default = Protocol()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('backbones', nargs='+', metavar='BACKBONE',
+                        help='[LABEL=]NAME[:ARCH][,ARGUMENT=VALUE...]: SimViT:micro, mmdet.ResNet:18, timm.NAME, pvtv2-b0, or '
+                             'a '
+                        'config file; pretrained=FILE are weights to start from, random ones without')
+    parser.add_argument('--task', choices=sorted(TASKS), default=default.task, help='(default: %(default)s)')
+    parser.add_argument('--data', default=default.data, metavar='DATA',
+                        help='a folder as ADE20K or CamVid have it, a config whose data is taken, or shapes, which are '
+                             'generated '
+                        '(default: %(default)s)')
+    parser.add_argument('--head', metavar='NAME', help='a file of configs/_base_/models: semfpn, upernet, or '
+                        'semfpn_small_heads, which is the default')
+    parser.add_argument('--iterations', type=int, default=default.iterations, metavar='N',
+                        help='of each training (default: %(default)s)')
+    parser.add_argument('--minutes', type=float, metavar='M', help='of each training instead, as measured at the beginning: a '
+                        'faster backbone has more iterations')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], metavar='SEED', help='(default: 0 1 2)')
+    parser.add_argument('--rates', type=float, nargs='+', default=default.rates, metavar='RATE',
+                        help='learning rates of AdamW, of which each backbone gets the best; one is not searched '
+                        f'(default: {" ".join(map(str, default.rates))})')
+    parser.add_argument('--search-images', type=at_least_one, default=default.search_images, metavar='N',
+                        help='training images with which rates are searched, a fifth of them to score (default: %(default)s)')
+    parser.add_argument('--batch-size', type=at_least_one, default=default.batch_size, metavar='B',
+                        help='(default: '
+                                                                                                         '%(default)s)')
+    parser.add_argument('--crop-size', type=at_least_one, default=default.crop_size, metavar='PIXELS',
+                        help="of a folder's training images (default: %(default)s)")
+    parser.add_argument('--evaluations', type=at_least_one, default=default.evaluations, metavar='N',
+                        help='of each training, evenly (default: %(default)s)')
+    parser.add_argument('--validation', metavar='NAME', help='the folder to validate on, such as test')
+    parser.add_argument('--reduce-zero-label', action=argparse.BooleanOptionalAction,
+                        help="whether 0 in label maps stands for none (default: in ADE20K's layout)")
+    parser.add_argument('--goal', type=float, metavar='SCORE', help='to which the seconds of training are told (default: what '
+                                                                    'the '
+                        'last backbone reaches)')
+    parser.add_argument('--workers', type=int, default=default.workers, metavar='N',
+                        help='processes that load data, for each training (default: %(default)s)')
+    parser.add_argument('--rounds', type=at_least_one, default=7, metavar='N',
+                        help='of timing, in turns (default: '
+                                                                                    '%(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='settings of the config for all backbones')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision; needs a GPU')
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'), metavar='DIR', help='(default: %(default)s)')
+    parser.add_argument('--jobs', type=at_least_one, default=1, metavar='N',
+                        help='trainings at a time, each on a GPU of its own (default: %(default)s)')
+    parser.add_argument('--plan', action='store_true', help='write the configs and run nothing')
+    parser.add_argument('--report', action='store_true', help='run nothing; report what is done')
+    return parser.parse_args(argv)
+
+
+class Comparison:
+    """A comparison as its command line has it: looked at, with its configs for all written.
+
+    Raises:
+        UserError: for what would end a training, before one is begun.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out = args, args.out_dir
+        self.protocol = Protocol(
+            task=args.task, data=args.data, head=args.head or TASKS[args.task].head,
+            iterations=None if args.minutes is not None else args.iterations, minutes=args.minutes,
+            rates=tuple(args.rates), batch_size=args.batch_size, crop_size=args.crop_size,
+            evaluations=args.evaluations, search_images=args.search_images, validation=args.validation,
+            reduce_zero_label=args.reduce_zero_label, workers=args.workers, options=args.cfg_options)
+        check_budget(self.protocol, args.seeds)
+        self.cfg = base_config(self.protocol)
+        sets = check_protocol(self.cfg)
+        given = unwrap_dataset(self.cfg.val_dataloader.dataset)[0].get('metainfo') or {}
+        colours = given.get('palette') or getattr(type(sets['val'][0]), 'METAINFO', {}).get('palette')  # or else random ones
+        self.info = {**sets['val'][0].metainfo, 'palette': colours}
+        self.candidates = read_candidates(args.backbones, self.cfg)
+        first_reason(self.candidates)
+        for candidate in self.candidates:
+            if not candidate.fit:
+                print(f'{candidate.label} is left out: {candidate.reason}', file=sys.stderr)
+        note_protocol(self.out, self.protocol)
+        write_protocol(self.out, 'protocol.py', self.cfg)
+        self.search = search_config(self.cfg, sets, self.protocol.search_images) if len(self.protocol.rates) > 1 else None
+        if self.search:
+            write_protocol(self.out, 'search.py', self.search)
+        self.measured = self._read_measured()
+
+    def _read_measured(self) -> dict[str, Any]:
+        path = self.out / 'measured.json'
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def measure(self) -> None:
+        """Count and time all backbones, unless that is done."""
+        if {one.label for one in self.candidates if one.fit} <= set(self.measured.get('backbones', {})):
+            return
+        size = tuple(self.cfg.model.data_preprocessor.size)
+        self.measured = measure_candidates(self.candidates, self.cfg.default_scope, size, self.protocol.batch_size,
+                                           self.args.rounds, show_progress)
+        show_progress('')
+        write_json(self.out / 'measured.json', self.measured)
+
+    @property
+    def running(self) -> list[Candidate]:
+        """The backbones that can run, as far as is known."""
+        costs = self.measured.get('backbones', {})
+        return [one for one in self.candidates if one.fit and not costs.get(one.label, {}).get('failed')]
+
+    def iterations(self) -> dict[str, int]:
+        """Of each training, by the backbone's label."""
+        if self.protocol.iterations:
+            return {one.label: self.protocol.iterations for one in self.running}
+        found = {}
+        for one in self.running:
+            seconds = quartiles(self.measured['backbones'][one.label][TRAINING])[1]
+            found[one.label] = max(1, round(60 * (self.protocol.minutes or 0) / seconds))
+        return found
+
+    def seconds(self) -> dict[str, float]:
+        """Of an iteration, by the backbone's label."""
+        return {one.label: quartiles(self.measured['backbones'][one.label][TRAINING])[1] for one in self.running
+                if one.label in self.measured.get('backbones', {})}
+
+    def searches(self) -> list[Job]:
+        """The trainings that find learning rates."""
+        return list(search_jobs(self.out, self.running, self.protocol, self.iterations()))
+
+    def trainings(self) -> list[Job]:
+        """Those that are compared, of backbones whose rate is known."""
+        rates = best_rates(self.searches(), self.protocol, self.running)
+        return list(seed_jobs(self.out, self.running, rates, self.args.seeds, self.iterations()))
+
+    def write(self, job: Job) -> Path:
+        """Write the config of a training."""
+        return write_training(job, self.cfg, self.protocol)
+
+    def report(self) -> dict[str, Any]:
+        """Write what is done."""
+        results = collect(self.protocol, self.candidates, self.searches(), self.trainings(), self.measured, self.info,
+                          command(sys.argv[1:]), self.args.goal)
+        write_results(results, self.out)
+        write_report(results, self.out)
+        return results
+
+
+def command(words: list[str]) -> str:
+    """The command line, to be repeated."""
+    return shlex.join(['python', '-m', 'mmsimvit', 'compare', *words])
+
+
+def show_progress(line: str) -> None:
+    """On one line of a terminal; in a log, nothing."""
+    if sys.stderr.isatty():
+        print(f'\r\033[K{line}', end='', file=sys.stderr, flush=True)
+
+
+def print_summary(results: dict[str, Any]) -> None:
+    """A line for each backbone."""
+    score, width = results['score'], max(len(one['label']) for one in results['backbones'])
+    for row in flat_rows(results):
+        told = (f'{score} {row[score]:.2f} ({row[f"{score} low"]:.2f} to {row[f"{score} high"]:.2f}), {row["seeds"]} seeds, '
+                f'rate {row["learning_rate"]:g}' if score in row else 'nothing is done')
+        if 'training_ms' in row:
+            told += f', {row["model_ms"]:.1f} ms for an image, {row["training_ms"]:.0f} ms for a step'
+        print(f'{row["backbone"]:{width}}  {told}' + (f'; FAILED: {row["failed"]}' if row['failed'] else ''))
+
+
+@one_line_errors()
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run what is left, and report; give what results.json has."""
+    args = parse_args(argv)
+    warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg|pretrain)')  # of what is deprecated in them, and the like
+    with alone_in(args.out_dir):
+        comparison = Comparison(args)
+        options = ['--amp'] if args.amp else []
+        if args.plan:
+            if not comparison.protocol.iterations:
+                comparison.measure()
+            for job in (*comparison.searches(), *comparison.trainings()):
+                print(comparison.write(job))
+        elif not args.report:
+            comparison.measure()
+            run = partial(run_jobs, write=comparison.write, at_once=args.jobs, options=options, seconds=comparison.seconds())
+            run(comparison.searches())
+            run(comparison.trainings())
+        results = comparison.report()
+    print_summary(results)
+    print(f'wrote {args.out_dir}/report.html, results.json and results.csv')
+    return results

@@ -1,0 +1,149 @@
+"""A backbone in a model whose heads are given: its maps are looked for, and the heads are fitted to them."""
+import copy
+import inspect
+from typing import Any
+
+from mmengine.registry import MODELS, DefaultScope
+
+from ..dry_run import DryRun, dry_run
+from ..errors import ModelError
+from ..swap import Fit, Fitter, build, find_maps
+
+REFERENCE = dict(type='SimViT', arch='micro', drop_path_rate=0.)  # in whose place the backbones are put
+WIDTHS = [32, 64, 160, 256]
+# How stock backbones, which do not say what maps they have, are asked for all of them.
+ASKED: tuple[dict, ...] = (
+    {}, dict(out_indices=(0, 1, 2, 3)), dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False),
+    dict(out_scales=(0, 1, 2, 3)), dict(out_type='featmap'), dict(out_indices=tuple(range(5))),
+    dict(out_indices=tuple(range(7))))
+STRIDES = {4, 8, 16, 32}
+
+
+def reference_model(model: dict) -> dict:
+    """A model of ``configs/_base_/models`` with the reference backbone, and widths that fit it."""
+    model = copy.deepcopy(model)
+    if model['type'] == 'ImageClassifier':
+        model['backbone'] = dict(REFERENCE, out_indices=(3, ))
+        model['head']['in_channels'] = WIDTHS[-1]
+        return model
+    model['backbone'] = dict(REFERENCE)
+    if model.get('neck'):
+        model['neck']['in_channels'] = WIDTHS
+    elif 'decode_head' in model:
+        model['decode_head']['in_channels'] = WIDTHS
+    if model.get('auxiliary_head'):
+        model['auxiliary_head']['in_channels'] = WIDTHS[model['auxiliary_head']['in_index']]
+    return model
+
+
+def complete(backbone: dict, scope: str) -> dict:
+    """A backbone's settings as the protocol has them.
+
+    ``pretrained=FILE`` is ``init_cfg``. No drop path, unless it is given. Batch norms of a backbone with random weights learn
+    their statistics, which MMDetection's ResNets would keep as they are.
+    """
+    backbone = dict(backbone)
+    with DefaultScope.overwrite_default_scope(scope):
+        kind = MODELS.get(backbone['type'])
+    known = _arguments(kind)
+    weights = backbone.get('pretrained')
+    if isinstance(weights, str):
+        backbone.pop('pretrained')
+        backbone['init_cfg'] = dict(type='Pretrained', checkpoint=weights)
+    if 'drop_path_rate' in known:
+        backbone.setdefault('drop_path_rate', 0.)
+    if 'norm_eval' in known and not backbone.get('init_cfg'):
+        backbone.setdefault('norm_eval', False)
+    return backbone
+
+
+def _arguments(kind: type) -> set[str]:
+    """The names that a class takes, those that it hands on to its base included."""
+    found: set[str] = set()
+    for base in kind.__mro__:
+        if '__init__' in vars(base):
+            parameters = inspect.signature(base).parameters
+            found |= set(parameters)
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                break
+    return found
+
+
+def find_settings(backbone: dict, scope: str) -> tuple[dict, list[tuple[int, int]]]:
+    """A backbone's settings with which it gives all its maps, and (channels, stride) of each.
+
+    Raises:
+        ModelError: if it cannot be built, or gives no maps.
+    """
+    bare = {**backbone, 'init_cfg': None} if backbone.get('init_cfg') else backbone
+    try:
+        module: Any = build(bare, scope)
+    except Exception as error:  # of any kind
+        raise ModelError(f'{backbone["type"]} cannot be built: {" ".join(str(error).split())}') from error
+    if hasattr(module, 'describe_maps') or hasattr(module, 'feature_info'):
+        return backbone, find_maps(bare, scope)
+    found: list[tuple[dict, DryRun]] = []
+    reason = ''
+    for asked in ASKED:
+        if set(asked) & set(backbone):
+            continue
+        try:
+            seen = dry_run(build({**bare, **asked}, scope))
+        except Exception as error:  # of any kind: it does not know the argument
+            reason = reason or str(error)
+            continue
+        reason = reason or (seen.misfit.line if seen.misfit else '')
+        if seen.misfit is None and seen.strides and all(seen.strides):
+            found.append((asked, seen))
+    if not found:
+        raise ModelError(f'{backbone["type"]} gives no maps (channels, height, width): {" ".join(reason.split())}')
+    asked, seen = max(found, key=lambda one: len(STRIDES & set(one[1].strides)))  # the first of those
+    return {**backbone, **asked}, list(zip(seen.widths, seen.strides))
+
+
+def fit_backbone(reference: dict, backbone: dict, scope: str) -> Fit:
+    """Put a backbone into a model, and change what has to change; a dry run is the proof.
+
+    Maps of one stride become a pyramid by ViTDet's neck.
+
+    Args:
+        reference: of ``reference_model``.
+        backbone: its settings, of ``complete``.
+        scope: the library.
+
+    Raises:
+        ModelError: if the backbone cannot be built, or cannot be made to fit.
+    """
+    backbone, maps = find_settings(backbone, scope)
+    bare = {**backbone, 'init_cfg': None} if backbone.get('init_cfg') else dict(backbone)
+    strides = {stride for _, stride in maps}
+    if len(strides) == 1 and scope != 'mmpretrain':
+        fit = _with_pyramid(reference, bare, maps, scope)
+    else:
+        model = copy.deepcopy(reference)
+        old = dry_run(build(model, scope))
+        model['backbone'] = bare
+        fit = Fitter(model, ('backbone', ), scope, maps, old).fit()
+    if backbone.get('init_cfg'):
+        fit.model['backbone']['init_cfg'] = backbone['init_cfg']
+    return fit
+
+
+def _with_pyramid(reference: dict, backbone: dict, maps: list[tuple[int, int]], scope: str) -> Fit:
+    model = copy.deepcopy(reference)
+    channels, stride = maps[-1]
+    if 'out_indices' in backbone or len(maps) > 1:
+        backbone = {**backbone, 'out_indices': (len(maps) - 1, )}
+    neck = model.get('neck') or {}
+    width = neck.get('out_channels', 256)
+    model['backbone'] = backbone
+    model['neck'] = dict(type='SimpleFeaturePyramid', in_channels=[channels], stride=stride, out_channels=width,
+                         num_outs=neck.get('num_outs', 4), start_level=neck.get('start_level', 0))
+    for name in ('decode_head', 'auxiliary_head') if not neck else ():
+        if model.get(name):
+            before = model[name]['in_channels']
+            model[name]['in_channels'] = [width] * len(before) if isinstance(before, list) else width
+    seen = dry_run(build(model, scope))
+    if seen.misfit:
+        raise ModelError(f'{backbone["type"]} does not fit with a pyramid of its map of stride {stride}: {seen.misfit.line}')
+    return Fit(model, {('neck', ): 'a pyramid of the one map'}, seen, [])

@@ -1,0 +1,153 @@
+"""What is written to be trained, and what is refused before anything is."""
+import shutil
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmsimvit.cli.compare import main
+from mmsimvit.compare.plan import Protocol, base_config, check_protocol, read_candidates, search_config
+from mmsimvit.dry_run import dry_run
+from mmsimvit.swap import build
+from tests.conftest import refusal
+
+SMALL = dict(num_training=8, num_validation=3, image_size=64)
+OPTIONS = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test') for key, value in SMALL.items()}
+BACKBONES = ['SimViT:micro', 'r18=mmdet.ResNet:18', 'ResFormer:tiny', 'mmpretrain.MobileNetV2']
+
+
+@pytest.fixture
+def here(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    return workspace
+
+
+def words(out, *more):
+    return [*more, '--out-dir', out, '--cfg-options', *(f'{key}={value}' for key, value in OPTIONS.items())]
+
+
+@pytest.mark.parametrize('head', ['semfpn_small_heads', 'upernet_small_heads'])
+def test_backbones_are_fitted(head, here):
+    cfg = base_config(Protocol(head=head, options=OPTIONS))
+    found = {one.label: one.fit for one in read_candidates(BACKBONES, cfg)}
+    seen = {label: (fit.seen.widths, fit.seen.strides) for label, fit in found.items()}
+    assert seen == {'SimViT:micro': ([32, 64, 160, 256], [4, 8, 16, 32]), 'r18': ([64, 128, 256, 512], [4, 8, 16, 32]),
+                    'ResFormer:tiny': ([192], [16]), 'mmpretrain.MobileNetV2': ([24, 32, 64, 160], [4, 8, 16, 32])}
+    for fit in found.values():
+        assert dry_run(build(fit.model, 'mmseg')).misfit is None
+        assert fit.model['decode_head']['num_classes'] == 7
+    assert found['ResFormer:tiny'].model['neck']['type'] == 'SimpleFeaturePyramid'
+    assert found['r18'].model['backbone']['norm_eval'] is False  # from random weights
+    assert found['SimViT:micro'].model['backbone']['drop_path_rate'] == 0
+
+
+def test_trainings_are_written(here, tmp_path, capsys):
+    main(words(str(tmp_path), 'SimViT:micro', 'r18=mmdet.ResNet:18,pretrained=r18.pth', '--plan', '--seeds', '4', '5',
+               '--rates', '2e-3', '--iterations', '50'))
+    configs = {path.parent.relative_to(tmp_path / 'runs').as_posix(): Config.fromfile(path)
+               for path in tmp_path.glob('runs/*/*/config.py')}
+    assert sorted(configs) == ['SimViT_micro/seed_4', 'SimViT_micro/seed_5', 'r18/seed_4', 'r18/seed_5']
+    ours, theirs = configs['SimViT_micro/seed_4'], configs['r18/seed_4']
+    same = [key for key in ours if key not in ('model', 'work_dir', 'val_evaluator', 'test_evaluator')]
+    assert all(ours[key] == theirs[key] for key in same)
+    assert ours.model.decode_head == theirs.model.decode_head
+    assert theirs.model.backbone.init_cfg == dict(type='Pretrained', checkpoint='r18.pth')
+    assert 'norm_eval' not in theirs.model.backbone  # as it is made for pretrained weights
+    assert (ours.optim_wrapper.optimizer.lr, ours.train_cfg.max_iters, ours.randomness.seed) == (2e-3, 50, 4)
+    assert configs['SimViT_micro/seed_5'].randomness.seed == 5
+    main(words(str(tmp_path), 'PVT=pvtv2-b0', '--plan', '--seeds', '4', '--rates', '2e-3', '--iterations', '50'))  # one more
+    said = refusal(main, *words(tmp_path, 'SimViT:micro', '--plan', '--rates', '2e-3', '--iterations', '60'), cwd=here)
+    assert 'holds a comparison of other settings: iterations 50, not 60; name another' in said
+
+
+def test_a_search_leaves_the_validation_set_alone(here):
+    cfg = base_config(Protocol(options=OPTIONS))
+    found = search_config(cfg, check_protocol(cfg), 7)
+    train, val = found.train_dataloader.dataset.dataset, found.val_dataloader.dataset.dataset
+    assert train.data_prefix == val.data_prefix and 'training' in val.data_prefix.img_path
+    assert not set(train.indices) & set(val.indices) and len(train.indices) + len(val.indices) == 7
+    assert val.pipeline == cfg.val_dataloader.dataset.dataset.pipeline
+    assert 'indices' not in cfg.train_dataloader.dataset.dataset
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """Images and label maps as CamVid's are laid."""
+    random, root = np.random.default_rng(0), tmp_path / 'camvid'
+    for split in ('train', 'val', 'test'):
+        for kind in ('img_dir', 'ann_dir'):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(random.integers(0, 255, (48, 64, 3), np.uint8)).save(root / 'img_dir' / split / f'{number}.png')
+            Image.fromarray(random.integers(0, 3, (48, 64), np.uint8)).save(root / 'ann_dir' / split / f'{number}.png')
+    return root
+
+
+def test_folders_in_three_layouts(camvid):
+    cfg = base_config(Protocol(data=str(camvid)))
+    assert cfg.val_dataloader.dataset.metainfo.classes == ('class 0', 'class 1', 'class 2')
+    assert cfg.val_dataloader.dataset.data_prefix.img_path == 'img_dir/val'
+    assert cfg.model.data_preprocessor.size == (64, 64)  # the longer side, which is less than the crop
+    on_test = base_config(Protocol(data=str(camvid), validation='test'))
+    assert on_test.val_dataloader.dataset.data_prefix.img_path == 'img_dir/test'
+    (camvid / 'classes.txt').write_text('sky\nroad\ncar\n')
+    assert base_config(Protocol(data=str(camvid))).val_dataloader.dataset.metainfo.classes == ('sky', 'road', 'car')
+    other = camvid.parent / 'segnet'
+    for split in ('train', 'val'):
+        shutil.copytree(camvid / 'img_dir' / split, other / split)
+        shutil.copytree(camvid / 'ann_dir' / split, other / f'{split}annot')
+    assert base_config(Protocol(data=str(other))).val_dataloader.dataset.data_prefix.seg_map_path == 'valannot'
+    ade = camvid.parent / 'ade'
+    for split, name in (('train', 'training'), ('val', 'validation')):
+        shutil.copytree(camvid / 'img_dir' / split, ade / 'images' / name)
+        shutil.copytree(camvid / 'ann_dir' / split, ade / 'annotations' / name)
+    dataset = base_config(Protocol(data=str(ade))).val_dataloader.dataset
+    assert dataset.reduce_zero_label
+    assert dataset.metainfo.classes[:2] == ('wall', 'building') and len(dataset.metainfo.classes) == 150
+
+
+def spoil(root, how):
+    maps = root / 'ann_dir'
+    if how == 'size':
+        Image.fromarray(np.zeros((48, 60), np.uint8)).save(maps / 'val/3.png')
+    elif how == 'one class':
+        (root / 'classes.txt').write_text('road\n')
+    elif how == 'empty':
+        for path in [*(root / 'img_dir/val').iterdir(), *(maps / 'val').iterdir()]:
+            path.unlink()
+    elif how == 'layout':
+        maps.rename(root / 'masks')
+
+
+@pytest.mark.parametrize(('how', 'more', 'said'), [
+    ('size', [], 'val/3.png is 60 x 48 pixels, and its image 64 x 48; they must be of one size'),
+    ('one class', [], 'has 1 classes (road)'),
+    ('empty', [], 'img_dir/val is empty'),
+    ('layout', [], 'has none of the known layouts'),
+    ('', ['--data', 'nowhere'], 'nowhere does not exist'),
+    ('', ['--iterations', '0'], 'the budget must be above 0, got --iterations 0'),
+    ('', ['--minutes', '0'], 'the budget must be above 0, got --minutes 0'),
+    ('', ['--rates', '0'], '--rates must be above 0'),
+    ('', ['--seeds', '1', '1'], '--seeds must be one or more different numbers'),
+    ('', ['--head', 'fpnn'], 'there is no head fpnn; it must be one of'),
+    ('', ['--validation', 'dev'], 'img_dir/dev does not exist'),
+    ('', ['SimViT:micro'], 'two backbones are called SimViT:micro; name one of them otherwise: OTHER=SimViT:micro'),
+])
+def test_bad_input_ends_in_one_line_before_a_training(how, more, said, camvid):
+    spoil(camvid, how)
+    found = refusal(main, 'SimViT:micro', *more, *([] if '--data' in more else ['--data', camvid]), '--out-dir', 'out',
+                    cwd=camvid.parent)
+    assert said in found and '\n' not in found.strip()
+    assert not (camvid.parent / 'out/runs').exists()
+
+
+@pytest.mark.parametrize(('word', 'said'), [
+    ('SimViT:nano', "SimViT has no arch 'nano'"), ('NoSuchThing', 'names no backbone'), ('SimViT:micro,depths', '=VALUE'),
+    ('timm.no_such_model', 'timm'), ('nowhere.py', 'config nowhere.py does not exist')])
+def test_a_backbone_that_cannot_run_is_told(word, said, here):
+    cfg = base_config(Protocol(options=OPTIONS))
+    bad, good = read_candidates([word, 'SimViT:micro'], cfg)
+    assert bad.fit is None and said in bad.reason
+    assert good.fit is not None
+    assert said in refusal(main, *words('out', word), cwd=here)

@@ -1,0 +1,4 @@
+from mmsimvit.cli.compare import main
+
+if __name__ == '__main__':
+    main()
