@@ -31,6 +31,7 @@ from ..compare.plan import (
     search_config,
     search_jobs,
     seed_jobs,
+    train_size,
     write_protocol,
     write_training,
 )
@@ -138,7 +139,7 @@ class Comparison:
         """Count and time all backbones, unless that is done."""
         if {one.label for one in self.candidates if one.fit} <= set(self.measured.get('backbones', {})):
             return
-        size = tuple(self.cfg.model.data_preprocessor.size)
+        size = train_size(self.protocol, self.cfg)
         self.measured = measure_candidates(self.candidates, self.cfg.default_scope, size, self.protocol.batch_size,
                                            self.args.rounds, show_progress)
         show_progress('')
@@ -181,7 +182,7 @@ class Comparison:
     def report(self) -> dict[str, Any]:
         """Write what is done."""
         results = collect(self.protocol, self.candidates, self.searches(), self.trainings(), self.measured, self.info,
-                          command(sys.argv[1:]), self.args.goal)
+                          command([word for word in sys.argv[1:] if word not in ('--report', '--plan')]), self.args.goal)
         write_results(results, self.out)
         write_report(results, self.out)
         return results

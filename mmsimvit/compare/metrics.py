@@ -187,3 +187,113 @@ def calibration_error(records: Records, weights: np.ndarray) -> np.ndarray:
 SEGMENTATION: dict[str, Measure] = {
     'mIoU': mean_iou, 'boundary IoU': boundary_iou, 'object IoU': object_iou, 'pixel accuracy': pixel_accuracy,
     'calibration error': calibration_error}
+
+
+@METRICS.register_module()
+class ClassificationRecords(BaseMetric):
+    """A classifier's scores, and for each image what they are made of.
+
+    Args:
+        out_file: the npz file that gets of all images ``right``, ``label``, ``cross_entropy`` in nats, ``confidence``,
+            ``(images, 3, BINS)`` as in ``segmentation_record``, and their paths in ``image``.
+    """
+
+    default_prefix = None
+
+    def __init__(self, out_file: str) -> None:
+        super().__init__()
+        self.out_file = out_file
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
+        """Keep what is needed of a batch's predictions."""
+        for sample in data_samples:
+            probabilities, label = sample['pred_score'].double().cpu(), int(sample['gt_label'])
+            confidence, predicted = probabilities.max(0)
+            bins = np.zeros((3, BINS))
+            bins[:, min(int(confidence * BINS), BINS - 1)] = 1, float(confidence), int(predicted) == label
+            entropy = -float(probabilities[label].clamp_min(1e-12).log())
+            self.results.append(dict(right=np.array(int(predicted) == label), label=np.array(label), confidence=bins,
+                                     cross_entropy=np.array(entropy), image=np.array(sample['img_path'])))
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        """Write what was kept; give the scores."""
+        records = {name: np.stack([one[name] for one in results]) for name in results[0]}
+        save_records(self.out_file, records)
+        every = np.ones((1, len(results)))
+        return {name: float(measure(records, every)[0]) for name, measure in CLASSIFICATION.items()}
+
+
+def accuracy(records: Records, weights: np.ndarray) -> np.ndarray:
+    """The share of images whose class is right (top-1), in per cent, ``(draws,)``."""
+    return 100 * _sum(records, 'right', weights) / weights.sum(1)
+
+
+def class_accuracy(records: Records, weights: np.ndarray) -> np.ndarray:
+    """The same for the images of each class, ``(draws, K)``."""
+    of_class = records['label'][:, None] == np.arange(records['label'].max() + 1)
+    return 100 * _ratio(weights @ (of_class & records['right'][:, None].astype(bool)), weights @ of_class)
+
+
+def cross_entropy(records: Records, weights: np.ndarray) -> np.ndarray:
+    """The mean of the negative logarithm of the right class's probability, in nats, ``(draws,)``; less is better."""
+    return _sum(records, 'cross_entropy', weights) / weights.sum(1)
+
+
+CLASSIFICATION: dict[str, Measure] = {
+    'accuracy': accuracy, 'calibration error': calibration_error, 'cross entropy': cross_entropy}
+
+RECALLS = np.linspace(0, 1, 101)  # at which COCO reads precision
+
+
+def class_ap(records: Records, weights: np.ndarray, kind: str = 'bbox', area: str = 'all',
+             thresholds: slice = slice(None)) -> np.ndarray:
+    """Each class's average precision as COCO computes it, in per cent, ``(draws, K)``; NaN where nothing is annotated.
+
+    An image that is drawn twice counts as two images with the same objects and detections.
+
+    Args:
+        records: of ``DetectionRecords``.
+        weights: ``(draws, images)``.
+        kind: ``bbox`` or ``segm``.
+        area: ``all`` or ``small``, below 32 x 32 pixels.
+        thresholds: which of the ten IoUs, 0.5 to 0.95, are averaged.
+    """
+    def get(name: str) -> np.ndarray:
+        return records[f'{kind}_{area}_{name}']
+
+    annotated = weights @ get('annotated')
+    found = np.full(annotated.shape, np.nan)
+    for number in range(annotated.shape[1]):
+        mine = get('category') == number
+        images, matched = get('index')[mine], get('matched')[mine].T[thresholds]
+        counts = ~get('ignored')[mine].T[thresholds]
+        for draw in np.flatnonzero(annotated[:, number]):
+            given = weights[draw, images]
+            right = np.cumsum(given * (matched & counts), 1)
+            wrong = np.cumsum(given * (~matched & counts), 1)
+            precision = right / np.maximum(right + wrong, np.spacing(1))
+            precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+            recall = right / annotated[draw, number]
+            read = [np.append(line, 0.)[np.searchsorted(reached, RECALLS)] for line, reached in zip(precision, recall)]
+            found[draw, number] = 100 * np.mean(read)
+    return found
+
+
+def _mean_ap(**settings: Any) -> Measure:
+    def measure(records: Records, weights: np.ndarray) -> np.ndarray:
+        values = class_ap(records, weights, **settings)
+        known = ~np.isnan(values)
+        return _ratio(np.where(known, values, 0).sum(1), known.sum(1).astype(float))
+
+    return measure
+
+
+# Of boxes; the scores of masks are added where a model has them.
+DETECTION: dict[str, Measure] = {
+    'box AP': _mean_ap(), 'AP50': _mean_ap(thresholds=slice(1)), 'small AP': _mean_ap(area='small')}
+MASKS: dict[str, Measure] = {'mask AP': _mean_ap(kind='segm')}
+
+
+def detection_measures(records: Records) -> dict[str, Measure]:
+    """The scores that there are: of boxes, and of masks where these were predicted."""
+    return {**DETECTION, **(MASKS if any(name.startswith('segm') for name in records) else {})}

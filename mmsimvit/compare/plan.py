@@ -18,7 +18,7 @@ from ..datasets import check_data
 from ..datasets.unwrap import unwrap_dataset
 from ..errors import ConfigError, DataError, ModelError, UserError
 from ..files import atomic_write
-from ..swap import Fit, difference, render
+from ..swap import Fit, difference, render, walk
 from .fit import complete, fit_backbone, reference_model
 from .record import write_json
 
@@ -44,6 +44,10 @@ class Task(NamedTuple):
 TASKS = {
     'segmentation': Task('mmseg', 'segmentation_runtime', 'semfpn_small_heads', 'shapes_segmentation', 'mIoU',
                          'mmsimvit.compare.metrics.SegmentationRecords'),
+    'detection': Task('mmdet', 'detection_runtime', 'retinanet_small_heads', 'shapes_detection', 'box AP',
+                      'mmsimvit.compare.detection.DetectionRecords'),
+    'classification': Task('mmpretrain', 'classification_runtime', 'classifier', 'shapes_classification', 'accuracy',
+                           'mmsimvit.compare.metrics.ClassificationRecords'),
 }
 
 
@@ -105,10 +109,13 @@ def base_config(protocol: Protocol) -> Config:
     if not (heads / f'{head}.py').is_file():
         raise ConfigError(f'there is no head {head}; it must be one of {", ".join(sorted(p.stem for p in heads.glob("*.py")))}')
     model = Config.fromfile(heads / f'{head}.py')._cfg_dict.to_dict()['model']
+    with_masks = bool((model.get('roi_head') or {}).get('mask_head'))
     if Path(protocol.data).is_dir():
-        data = folder_data(protocol)
+        data = (folder_data(protocol) if task.scope == 'mmseg' else coco_data(protocol, with_masks) if task.scope == 'mmdet'
+                else class_data(protocol))
     elif protocol.data == 'shapes':
-        data = Config.fromfile(find_config(f'_base_/datasets/{task.shapes}.py'))._cfg_dict.to_dict()
+        name = 'shapes_instance' if with_masks else task.shapes
+        data = Config.fromfile(find_config(f'_base_/datasets/{name}.py'))._cfg_dict.to_dict()
     elif protocol.data.endswith('.py') and Path(protocol.data).is_file():
         data = Config.fromfile(protocol.data)._cfg_dict.to_dict()
         if data.get('default_scope', task.scope) != task.scope:
@@ -126,11 +133,13 @@ def base_config(protocol: Protocol) -> Config:
     cfg.val_dataloader = dict(
         batch_size=1, num_workers=workers, persistent_workers=workers > 0,
         sampler=dict(type='DefaultSampler', shuffle=False), dataset=data['val_dataloader']['dataset'])
-    for loader in (data['train_dataloader'], data['val_dataloader']):
-        if loader.get('collate_fn'):
-            raise ConfigError('a collate_fn of the data is not supported')
+    for name in ('train_dataloader', 'val_dataloader'):
+        if data[name].get('collate_fn'):
+            cfg[name].collate_fn = data[name]['collate_fn']
     cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
     cfg.val_evaluator = dict(type=task.metric, out_file='')
+    if task.scope == 'mmdet':
+        cfg.val_evaluator.update(metric=['bbox', 'segm'] if with_masks else ['bbox'], ann_file=_ann_file(cfg.val_dataloader))
     cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
     cfg.val_cfg, cfg.test_cfg = dict(type='ValLoop'), dict(type='TestLoop')
     cfg.optim_wrapper = dict(
@@ -141,7 +150,12 @@ def base_config(protocol: Protocol) -> Config:
     cfg.randomness = dict(seed=0)
     for name, value in schedule(protocol.iterations or 1, protocol.evaluations).items():
         cfg[name] = ConfigDict({**cfg.get(name, {}), **value}) if name == 'default_hooks' else value
-    model['data_preprocessor'].update(mean=MEAN, std=STD, size=train_size(protocol, cfg))
+    model['data_preprocessor'].update(mean=MEAN, std=STD)
+    if task.scope == 'mmseg':
+        model['data_preprocessor']['size'] = train_size(protocol, cfg)
+    elif task.scope == 'mmpretrain':  # a short training: neither mixup nor smoothed labels
+        model['train_cfg'] = None
+        model['head']['loss'] = dict(type='CrossEntropyLoss')
     cfg.model = reference_model(model)
     if protocol.options:
         cfg.merge_from_dict(protocol.options)
@@ -161,6 +175,11 @@ def schedule(iterations: int, evaluations: int) -> dict[str, Any]:
             checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval, max_keep_ckpts=2)))
 
 
+def _ann_file(loader: dict) -> str:
+    leaf = unwrap_dataset(loader['dataset'])[0]
+    return Path(leaf.get('data_root') or '', leaf['ann_file']).as_posix()
+
+
 def train_size(protocol: Protocol, cfg: Config) -> tuple[int, int]:
     """Height and width of training images: what the pipeline cuts out of them, or the size of the generated ones."""
     leaf = unwrap_dataset(cfg.train_dataloader.dataset)[0]
@@ -168,7 +187,9 @@ def train_size(protocol: Protocol, cfg: Config) -> tuple[int, int]:
         if 'crop_size' in step:
             size = step['crop_size']
             return (size, size) if isinstance(size, int) else tuple(size)
-    size = cfg.train_dataloader.dataset.get('image_size', 128 if protocol.data == 'shapes' else protocol.crop_size)
+    size = cfg.train_dataloader.dataset.get('image_size', 128) if protocol.data == 'shapes' else protocol.crop_size
+    if protocol.data == 'shapes' and protocol.task == 'classification':
+        size //= 2
     return size, size
 
 
@@ -216,6 +237,58 @@ def folder_data(protocol: Protocol) -> dict[str, Any]:
         type='BaseSegDataset', data_root=str(root), img_suffix=suffixes[0], seg_map_suffix=suffixes[1],
         reduce_zero_label=zero, metainfo=dict(classes=classes), test_mode=name == 'val',
         data_prefix=dict(img_path=part[0], seg_map_path=part[1]), pipeline=pipelines[name])) for name, part in parts.items()}
+
+
+def coco_data(protocol: Protocol, with_masks: bool) -> dict[str, Any]:
+    """Data loaders' data sets of a folder as COCO or a custom one has it: annotations/instances_{train,val}[2017].json.
+
+    Raises:
+        DataError: if there are no such files.
+    """
+    root = Path(protocol.data)
+    year = next((year for year in ('', '2017') if (root / f'annotations/instances_train{year}.json').is_file()), None)
+    if year is None:
+        raise DataError(f'{root} has neither annotations/instances_train.json nor annotations/instances_train2017.json; '
+                        "--data takes a folder with COCO's layout, or a config")
+    splits = dict(train=f'train{year}', val=protocol.validation or f'val{year}')
+    file = root / f'annotations/instances_{splits["val"]}.json'
+    if not file.is_file():
+        raise DataError(f'{file} does not exist; put the annotations there, or name another split with --validation')
+    categories = json.loads((root / f'annotations/instances_{splits["train"]}.json').read_text())['categories']
+    size = protocol.crop_size
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=with_masks)]
+    scale = (round(1.25 * size), round(1.25 * size))
+    pipelines = dict(
+        train=[*load, dict(type='RandomResize', scale=scale, ratio_range=(0.8, 1.25), keep_ratio=True),
+               dict(type='RandomCrop', crop_size=(size, size), allow_negative_crop=True), dict(type='RandomFlip', prob=0.5),
+               dict(type='PackDetInputs')],
+        val=[load[0], dict(type='Resize', scale=scale, keep_ratio=True), load[1], dict(
+            type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))])
+    return {f'{name}_dataloader': dict(dataset=dict(
+        type='CocoDataset', data_root=str(root), ann_file=f'annotations/instances_{split}.json',
+        data_prefix=dict(img=f'{split}/'), metainfo=dict(classes=tuple(category['name'] for category in categories)), test_mode=name == 'val',
+        pipeline=pipelines[name])) for name, split in splits.items()}
+
+
+def class_data(protocol: Protocol) -> dict[str, Any]:
+    """Data loaders' data sets of a folder with train/ and val/, each with a folder of images for each class.
+
+    Raises:
+        DataError: if one of these is missing.
+    """
+    splits = dict(train='train', val=protocol.validation or 'val')
+    for split in splits.values():
+        if not Path(protocol.data, split).is_dir():
+            raise DataError(f'folder {Path(protocol.data, split)} does not exist; put a folder for each class there, or name '
+                            'another with --validation')
+    size, load, pack = protocol.crop_size, dict(type='LoadImageFromFile'), dict(type='PackInputs')
+    pipelines = dict(
+        train=[load, dict(type='RandomResizedCrop', scale=size), dict(type='RandomFlip', prob=0.5), pack],
+        val=[load, dict(type='ResizeEdge', scale=round(size * 256 / 224), edge='short'),
+             dict(type='CenterCrop', crop_size=size), pack])
+    return {f'{name}_dataloader': dict(collate_fn=dict(type='default_collate'), dataset=dict(
+        type='CustomDataset', data_root=Path(protocol.data, split).as_posix(), pipeline=pipelines[name]))
+        for name, split in splits.items()}
 
 
 def _classes(root: Path, parts: dict[str, tuple[str, str]], suffix: str, zero: bool, is_ade: bool) -> tuple[str, ...]:
@@ -302,6 +375,8 @@ def search_config(cfg: Config, sets: dict[str, list[Any]], images: int) -> Confi
     cfg = copy.deepcopy(cfg)
     cfg.val_dataloader.dataset = copy.deepcopy(cfg.train_dataloader.dataset)
     pipeline = unwrap_dataset(cfg.test_dataloader.dataset)[0]['pipeline']
+    if cfg.default_scope == 'mmdet':
+        cfg.val_evaluator.ann_file = _ann_file(cfg.train_dataloader)
     leaves = zip(unwrap_dataset(cfg.train_dataloader.dataset), unwrap_dataset(cfg.val_dataloader.dataset), sets['train'])
     for train, val, built in leaves:
         chosen = np.unique(np.linspace(0, len(built) - 1, min(images, len(built))).round().astype(int)).tolist()
@@ -355,9 +430,9 @@ def _set_classes(model: dict, cfg: Config) -> None:
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(copy.deepcopy(cfg.val_dataloader.dataset))
     number = len(dataset.metainfo['classes'])
-    for head in ('decode_head', 'auxiliary_head'):
-        if model.get(head):
-            model[head]['num_classes'] = number
+    for _, part in walk(model):
+        if 'num_classes' in part:
+            part['num_classes'] = number
     cfg.model = model
 
 
@@ -411,7 +486,7 @@ def write_training(job: Job, cfg: Config, protocol: Protocol) -> Path:
     changes = difference(cfg.model.to_dict(), fit.model, (), ('backbone', ), fit.model['backbone'], lines)
     records = (job.folder / 'records.npz').as_posix()
     metric = dict(out_file=records)
-    if job.keeps:
+    if job.keeps and cfg.default_scope == 'mmseg':
         metric['prediction_dir'] = (job.folder / 'predictions').as_posix()
     text = [f'# {job.name}: a training of python -m mmsimvit compare. Alone: python -m mmsimvit train {path.as_posix()}',
             f"_base_ = '../../../{base}'"]

@@ -57,7 +57,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def _about(results: dict[str, Any]) -> str:
     machine = results.get('environment') or {}
-    parts = [machine.get('device', ''), f'{machine["threads"]} threads' if machine else '', machine.get('date', ''),
+    threads = machine.get('threads', 0)
+    parts = [machine.get('device', ''), f'{threads} thread{"s" * (threads > 1)}' if threads else '', machine.get('date', ''),
              f'torch {results["versions"].get("torch", "?")}', f'mmsimvit {results["versions"].get("mmsimvit", "?")}']
     left = f' Unfinished: {len(results["unfinished"])} trainings.' if results['unfinished'] else ''
     return f'<p class="about">{escape(", ".join(filter(None, parts)))}.{left}</p>'

@@ -15,13 +15,22 @@ import numpy as np
 from ..config_files import PACKAGE
 from ..files import atomic_write
 from ..stacks import installed_stack, name_of
-from .metrics import SEGMENTATION, class_iou, load_records, mean_iou
+from .metrics import (
+    CLASSIFICATION,
+    SEGMENTATION,
+    class_accuracy,
+    class_ap,
+    class_iou,
+    detection_measures,
+    load_records,
+    mean_iou,
+)
 from .plan import TASKS, Candidate, Job, Protocol
 from .queue import failure_of, is_done, result_of
 from .record import write_json
-from .statistics import DRAWS, Estimate, Replicates, draw_images, estimate, replicate
+from .statistics import DRAWS, Estimate, Measure, Replicates, draw_images, estimate, replicate
 
-MEASURES = {'segmentation': SEGMENTATION}
+DETECTION_DRAWS = 500  # which each sorts out anew what was found
 
 
 def best_rates(jobs: Sequence[Job], protocol: Protocol, candidates: Sequence[Candidate]) -> dict[str, float]:
@@ -79,15 +88,22 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
         command: that made it.
         goal: a score to which seconds are told; the lowest of the backbones' if None.
     """
-    measures, score = MEASURES[protocol.task], TASKS[protocol.task].score
+    score, draws = TASKS[protocol.task].score, DETECTION_DRAWS if protocol.task == 'detection' else DRAWS
+    measures: dict[str, Measure] = {}
+    of_classes = dict(segmentation=class_iou, detection=class_ap, classification=class_accuracy)[protocol.task]
     done = {candidate.label: [job for job in trainings if job.candidate.label == candidate.label and is_done(job)]
             for candidate in candidates}
     records = {label: [load_records(job.folder / 'records.npz') for job in jobs] for label, jobs in done.items() if jobs}
     scores: dict[str, dict[str, Replicates]] = {}
     images: list[str] = []
     if records:
-        images = next(iter(records.values()))[0]['image'].tolist()
-        weights = draw_images(len(images))
+        first = next(iter(records.values()))[0]
+        images = first['image'].tolist()
+        weights = draw_images(len(images), draws)
+        measures = (SEGMENTATION if protocol.task == 'segmentation' else CLASSIFICATION if protocol.task == 'classification'
+                    else detection_measures(first))
+        every = np.ones((1, len(images)))
+        measures = {name: measure for name, measure in measures.items() if not np.isnan(measure(first, every)[0])}
         scores = {label: {name: replicate(some, measure, weights) for name, measure in measures.items()}
                   for label, some in records.items()}
     rates = best_rates(searches, protocol, candidates)
@@ -113,9 +129,9 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
         if label in scores:
             row['scores'] = {name: _within(_numbers(estimate(found))) for name, found in scores[label].items()}
             every = np.ones((1, len(images)))
+            row['classes'] = [[None if np.isnan(value) else float(value) for value in of_classes(one, every)[0]]
+                              for one in records[label]]
             if protocol.task == 'segmentation':
-                row['classes'] = [[None if np.isnan(value) else float(value) for value in class_iou(one, every)[0]]
-                                  for one in records[label]]
                 row['image_scores'] = [None if np.isnan(value) else float(value)
                                        for value in mean_iou(records[label][0], np.eye(len(images)))]
         rows.append(row)
@@ -126,7 +142,7 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
     pairs = [dict(one=one, other=other, scores={name: _numbers(estimate(scores[one][name], scores[other][name]))
                                                 for name in measures})
              for one in scores for other in scores if one != other]
-    return dict(command=command, commit=_commit(), versions=_versions(), protocol=protocol._asdict(), draws=DRAWS, score=score,
+    return dict(command=command, commit=_commit(), versions=_versions(), protocol=protocol._asdict(), draws=draws, score=score,
                 classes=list(info['classes']), palette=palette(info), images=images, goal=goal,
                 environment=measured.get('environment'), size=measured.get('size'),
                 unfinished=[job.name for job in (*searches, *trainings) if not is_done(job)],

@@ -73,5 +73,5 @@ def estimate(one: Replicates, other: Replicates | None = None, seed: int = 0) ->
             stretch = np.sqrt(seeds / (seeds - 1)) * t.ppf(upper, freedom) / t.ppf(upper, np.inf)
             chosen = random.integers(0, seeds, (seeds, draws))
             found += sign * stretch * (side.draws[chosen, np.arange(draws)].mean(0) - mean)
-    low, high = np.percentile(found, [100 * (1 - upper), 100 * upper])
+    low, high = np.nanpercentile(found, [100 * (1 - upper), 100 * upper])
     return Estimate(value, float(low), float(high), float((found > 0).mean() + (found == 0).mean() / 2))
