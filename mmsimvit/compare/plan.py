@@ -266,7 +266,8 @@ def coco_data(protocol: Protocol, with_masks: bool) -> dict[str, Any]:
             type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))])
     return {f'{name}_dataloader': dict(dataset=dict(
         type='CocoDataset', data_root=str(root), ann_file=f'annotations/instances_{split}.json',
-        data_prefix=dict(img=f'{split}/'), metainfo=dict(classes=tuple(category['name'] for category in categories)), test_mode=name == 'val',
+        data_prefix=dict(img=f'{split}/'), test_mode=name == 'val',
+        metainfo=dict(classes=tuple(category['name'] for category in categories)),
         pipeline=pipelines[name])) for name, split in splits.items()}
 
 
