@@ -39,6 +39,7 @@ from ..compare.queue import alone_in, run_jobs
 from ..compare.record import write_json
 from ..compare.report import write_report
 from ..compare.results import best_rates, collect, flat_rows, quartiles, write_results
+from ..compare.slurm import STAGES, submit, write_scripts
 from ..datasets.unwrap import unwrap_dataset
 from .config import at_least_one
 from .errors import one_line_errors
@@ -93,9 +94,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'), metavar='DIR', help='(default: %(default)s)')
     parser.add_argument('--jobs', type=at_least_one, default=1, metavar='N',
                         help='trainings at a time, each on a GPU of its own (default: %(default)s)')
+    parser.add_argument('--slurm', metavar='OPTIONS', help='submit batch jobs with these options of sbatch, such as '
+                        '--slurm="--partition=gpu --gres=gpu:1", and end; --jobs is how many run at a time')
+    parser.add_argument('--stage', choices=STAGES, help='one part alone, as batch jobs run them')
+    parser.add_argument('--number', type=int, default=0, metavar='N', help='of the training in --stage search or train')
     parser.add_argument('--plan', action='store_true', help='write the configs and run nothing')
     parser.add_argument('--report', action='store_true', help='run nothing; report what is done')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
+    return args
 
 
 class Comparison:
@@ -179,10 +186,39 @@ class Comparison:
         """Write the config of a training."""
         return write_training(job, self.cfg, self.protocol)
 
+    def run_stage(self, stage: str, number: int, options: list[str]) -> None:
+        """Run one part alone.
+
+        Args:
+            stage: of ``STAGES``.
+            number: of a training among all of the stage, those of backbones that failed since counted.
+            options: of ``mmsimvit train``.
+        """
+        if stage == 'measure':
+            self.measure()
+        elif stage != 'report':
+            fit = [one for one in self.candidates if one.fit]
+            names = [(one.label, rate) for one in fit for rate in self.protocol.rates] if stage == 'search' else [
+                (one.label, seed) for seed in self.args.seeds for one in fit]
+            label, value = names[number]
+            for job in self.searches() if stage == 'search' else self.trainings():
+                if job.candidate.label == label and value == (job.rate if stage == 'search' else job.seed):
+                    run_jobs([job], self.write, options=options, seconds=self.seconds())
+
+    def submit(self) -> list[str]:
+        """Write and submit Slurm's scripts."""
+        place = self.args.words.index(next(word for word in self.args.words if word.split('=')[0] == '--slurm'))
+        length = 1 if '=' in self.args.words[place] else 2
+        words = self.args.words[:place] + self.args.words[place + length:]
+        fit = sum(bool(one.fit) for one in self.candidates)
+        rates = len(self.protocol.rates)
+        counts = dict(search=fit * rates if rates > 1 else 0, train=fit * len(self.args.seeds))
+        return submit(write_scripts(self.out, words, self.args.slurm, counts, self.args.jobs))
+
     def report(self) -> dict[str, Any]:
         """Write what is done."""
         results = collect(self.protocol, self.candidates, self.searches(), self.trainings(), self.measured, self.info,
-                          command([word for word in sys.argv[1:] if word not in ('--report', '--plan')]), self.args.goal)
+                          command(self.args.words), self.args.goal)
         write_results(results, self.out)
         write_report(results, self.out)
         return results
@@ -190,7 +226,10 @@ class Comparison:
 
 def command(words: list[str]) -> str:
     """The command line, to be repeated."""
-    return shlex.join(['python', '-m', 'mmsimvit', 'compare', *words])
+    given = [word for word in words if word not in ('--report', '--plan')]
+    if '--stage' in given:  # which batch jobs add at the end
+        given = given[:given.index('--stage')]
+    return shlex.join(['python', '-m', 'mmsimvit', 'compare', *given])
 
 
 def show_progress(line: str) -> None:
@@ -211,19 +250,26 @@ def print_summary(results: dict[str, Any]) -> None:
 
 
 @one_line_errors()
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run what is left, and report; give what results.json has."""
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
+    """Run what is left, and report; give what results.json has, or None where others run and report."""
     args = parse_args(argv)
     warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg|pretrain)')  # of what is deprecated in them, and the like
+    options = ['--amp'] if args.amp else []
+    if args.slurm is not None or (args.stage and args.stage != 'report'):
+        comparison = Comparison(args)
+        if args.slurm is not None:
+            print(f'submitted {", ".join(comparison.submit())}')
+        else:
+            comparison.run_stage(args.stage, args.number, options)
+        return None
     with alone_in(args.out_dir):
         comparison = Comparison(args)
-        options = ['--amp'] if args.amp else []
         if args.plan:
             if not comparison.protocol.iterations:
                 comparison.measure()
             for job in (*comparison.searches(), *comparison.trainings()):
                 print(comparison.write(job))
-        elif not args.report:
+        elif not args.report and not args.stage:
             comparison.measure()
             run = partial(run_jobs, write=comparison.write, at_once=args.jobs, options=options, seconds=comparison.seconds())
             run(comparison.searches())

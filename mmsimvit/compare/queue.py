@@ -107,14 +107,9 @@ def run_jobs(jobs: Sequence[Job], write: Callable[[Job], Path], at_once: int = 1
         list(pool.map(run, waiting))
 
 
-def run_job(job: Job, write: Callable[[Job], Path], options: Sequence[str] = ()) -> str | None:
-    """Run one training here, if it is not done; give the reason if it failed."""
-    return None if is_done(job) else _train(write(job), job.folder, None, options, lambda: None)
-
-
-def _train(config: Path, folder: Path, place: int | None, options: Sequence[str], tell: Callable[[], None]) -> str | None:
+def _train(config: Path, folder: Path, place: int, options: Sequence[str], tell: Callable[[], None]) -> str | None:
     env = {**os.environ, PARENT: str(os.getpid())}
-    if place is not None and torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1:
         shown = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
         devices = shown if len(shown) > 1 else [str(number) for number in range(torch.cuda.device_count())]
         env['CUDA_VISIBLE_DEVICES'] = devices[place % len(devices)]

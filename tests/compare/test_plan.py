@@ -1,4 +1,5 @@
 """What is written to be trained, and what is refused before anything is."""
+import os
 import shutil
 
 import numpy as np
@@ -151,3 +152,21 @@ def test_a_backbone_that_cannot_run_is_told(word, said, here):
     assert bad.fit is None and said in bad.reason
     assert good.fit is not None
     assert said in refusal(main, *words('out', word), cwd=here)
+
+
+def test_slurm_gets_jobs_that_follow_each_other(here, tmp_path, monkeypatch, capsys):
+    """A stand-in for sbatch notes what it is given."""
+    (tmp_path / 'sbatch').write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/given\nwc -l < {tmp_path}/given\n')
+    (tmp_path / 'sbatch').chmod(0o755)
+    given = ['SimViT:micro', 'bad=SimViT:nano', 'r18=mmdet.ResNet:18', '--slurm', '--partition=gpu --gres=gpu:1', '--jobs', '4']
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    assert main(words(str(tmp_path / 'out'), *given)) is None
+    assert 'submitted 1, 2, 3, 4' in capsys.readouterr().out
+    folder = tmp_path / 'out/slurm'
+    assert (tmp_path / 'given').read_text().split() == [
+        '--parsable', f'{folder}/measure.sh', '--parsable', '--dependency=afterany:1', f'{folder}/search.sh', '--parsable',
+        '--dependency=afterany:2', f'{folder}/train.sh', '--parsable', '--dependency=afterany:3', f'{folder}/report.sh']
+    script = (folder / 'search.sh').read_text()
+    assert '#SBATCH --array=0-5%4\n#SBATCH --partition=gpu\n#SBATCH --gres=gpu:1\nexec ' in script  # two backbones, three rates
+    assert "SimViT:micro bad=SimViT:nano r18=mmdet.ResNet:18 --jobs 4" in script and '--slurm' not in script
+    assert script.endswith('--stage search --number "$SLURM_ARRAY_TASK_ID"\n')

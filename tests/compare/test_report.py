@@ -135,8 +135,8 @@ def test_a_browser_shows_and_sorts_it(compared, tmp_path):
     page = tmp_path / 'page.html'
     page.write_text((out / 'report.html').read_text().replace('</body>', probe))
     for width in (1280, 500):  # headless Chromium has no window below 500
-        dom = subprocess.run([BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--window-size={width},900', '--dump-dom',
-                              page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+        dom = subprocess.run([BROWSER, '--headless', '--no-sandbox', '--disable-gpu', f'--window-size={width},900',
+                              '--dump-dom', page.as_uri()], capture_output=True, text=True, timeout=120).stdout
         told = json.loads(re.search(r'<title>(.*?)</title>', dom)[1].replace('&quot;', '"'))
         assert told['requests'] == [] and told['images'] and told['width'] <= 0
         assert told['descending'][2:] == ['worse', 'bad'] and told['ascending'][0] == 'worse'
