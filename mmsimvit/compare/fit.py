@@ -1,13 +1,14 @@
 """A backbone in a model whose heads are given: its maps are looked for, and the heads are fitted to them."""
 import copy
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.registry import MODELS, DefaultScope
 
 from ..dry_run import DryRun, dry_run
 from ..errors import ModelError
-from ..swap import Fit, Fitter, build, find_maps
+from ..fitting import Fitter, build
+from ..swap import find_maps
 
 REFERENCE = dict(type='SimViT', arch='micro', drop_path_rate=0.)  # in whose place the backbones are put
 WIDTHS = [32, 64, 160, 256]
@@ -17,6 +18,15 @@ ASKED: tuple[dict, ...] = (
     dict(out_scales=(0, 1, 2, 3)), dict(out_type='featmap'), dict(out_indices=tuple(range(5))),
     dict(out_indices=tuple(range(7))))
 STRIDES = {4, 8, 16, 32}
+
+
+class Fit(NamedTuple):
+    """A model that was fitted to its backbone."""
+    model: dict
+    seen: DryRun  # the proof
+    lines: list[str]  # of a config that inherits the reference, before its ``model``
+    changes: dict  # what it says of ``model``
+    why: dict[tuple, str]  # of some changes, by the keys that lead there
 
 
 def reference_model(model: dict) -> dict:
@@ -116,34 +126,35 @@ def fit_backbone(reference: dict, backbone: dict, scope: str) -> Fit:
     """
     backbone, maps = find_settings(backbone, scope)
     bare = {**backbone, 'init_cfg': None} if backbone.get('init_cfg') else dict(backbone)
-    strides = {stride for _, stride in maps}
-    if len(strides) == 1 and scope != 'mmpretrain':
-        fit = _with_pyramid(reference, bare, maps, scope)
+    fitter = Fitter(dict(model=reference), scope, maps, dry_run(build(reference, scope)))
+    if len({stride for _, stride in maps}) == 1 and scope != 'mmpretrain':
+        seen = _make_pyramid(fitter, bare)
     else:
-        model = copy.deepcopy(reference)
-        old = dry_run(build(model, scope))
-        model['backbone'] = bare
-        fit = Fitter(model, ('backbone', ), scope, maps, old).fit()
+        fitter.set(fitter.keys, bare)
+        seen = fitter.fit()
+    model = fitter.cfg['model']
     if backbone.get('init_cfg'):
-        fit.model['backbone']['init_cfg'] = backbone['init_cfg']
-    return fit
+        model['backbone']['init_cfg'] = backbone['init_cfg']
+    lines, changes = fitter.changes()
+    return Fit(model, seen, lines, changes['model'], fitter.why)
 
 
-def _with_pyramid(reference: dict, backbone: dict, maps: list[tuple[int, int]], scope: str) -> Fit:
-    model = copy.deepcopy(reference)
-    channels, stride = maps[-1]
-    if 'out_indices' in backbone or len(maps) > 1:
-        backbone = {**backbone, 'out_indices': (len(maps) - 1, )}
+def _make_pyramid(fitter: Fitter, backbone: dict) -> DryRun:
+    model = fitter.cfg['model']
+    channels, stride = fitter.maps[-1]
+    if 'out_indices' in backbone or len(fitter.maps) > 1:
+        backbone = {**backbone, 'out_indices': (len(fitter.maps) - 1, )}
     neck = model.get('neck') or {}
     width = neck.get('out_channels', 256)
-    model['backbone'] = backbone
-    model['neck'] = dict(type='SimpleFeaturePyramid', in_channels=[channels], stride=stride, out_channels=width,
-                         num_outs=neck.get('num_outs', 4), start_level=neck.get('start_level', 0))
+    fitter.set(fitter.keys, backbone)
+    fitter.set(('model', 'neck'), dict(
+        type='SimpleFeaturePyramid', in_channels=[channels], stride=stride, out_channels=width,
+        num_outs=neck.get('num_outs', 4), start_level=neck.get('start_level', 0)), 'a pyramid of the one map')
     for name in ('decode_head', 'auxiliary_head') if not neck else ():
         if model.get(name):
             before = model[name]['in_channels']
-            model[name]['in_channels'] = [width] * len(before) if isinstance(before, list) else width
-    seen = dry_run(build(model, scope))
+            fitter.set(('model', name, 'in_channels'), [width] * len(before) if isinstance(before, list) else width)
+    seen = dry_run(fitter.build())
     if seen.misfit:
         raise ModelError(f'{backbone["type"]} does not fit with a pyramid of its map of stride {stride}: {seen.misfit.line}')
-    return Fit(model, {('neck', ): 'a pyramid of the one map'}, seen, [])
+    return seen

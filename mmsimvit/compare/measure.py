@@ -12,7 +12,7 @@ from ..analysis.benchmark.measure import measure
 from ..analysis.benchmark.report import environment
 from ..analysis.flops import count_complexity
 from ..analysis.memory import random_batch
-from ..swap import build
+from ..fitting import build
 from .plan import Candidate
 
 TRAINING, WHOLE, BACKBONE = 'training', 'model', 'backbone'

@@ -18,8 +18,9 @@ from ..datasets import check_data
 from ..datasets.unwrap import unwrap_dataset
 from ..errors import ConfigError, DataError, ModelError, UserError
 from ..files import atomic_write
-from ..swap import Fit, difference, render, walk
-from .fit import complete, fit_backbone, reference_model
+from ..fitting import walk
+from ..swap import render
+from .fit import Fit, complete, fit_backbone, reference_model
 from .record import write_json
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -483,8 +484,6 @@ def write_training(job: Job, cfg: Config, protocol: Protocol) -> Path:
     fit = job.candidate.fit
     assert fit is not None
     base = 'search.py' if job.searches else 'protocol.py'
-    lines: list[str] = []
-    changes = difference(cfg.model.to_dict(), fit.model, (), ('backbone', ), fit.model['backbone'], lines)
     records = (job.folder / 'records.npz').as_posix()
     metric = dict(out_file=records)
     if job.keeps and cfg.default_scope == 'mmseg':
@@ -493,7 +492,7 @@ def write_training(job: Job, cfg: Config, protocol: Protocol) -> Path:
             f"_base_ = '../../../{base}'"]
     if job.candidate.imports:
         text.append(f'custom_imports = dict(imports={["mmsimvit", *job.candidate.imports]!r})')
-    text += [*lines, 'model = dict(', *render(changes, (), fit.why, 1), ')',
+    text += [*fit.lines, 'model = dict(', *render(fit.changes, ('model', ), fit.why, 1), ')',
              f'optim_wrapper = dict(optimizer=dict(lr={job.rate!r}))',
              f'randomness = dict(seed={job.seed})',
              f'val_evaluator = dict({", ".join(f"{key}={value!r}" for key, value in metric.items())})',

@@ -10,7 +10,7 @@ from PIL import Image
 from mmsimvit.cli.compare import main
 from mmsimvit.compare.plan import Protocol, base_config, check_protocol, read_candidates, search_config
 from mmsimvit.dry_run import dry_run
-from mmsimvit.swap import build
+from mmsimvit.fitting import build
 from tests.conftest import refusal
 
 SMALL = dict(num_training=8, num_validation=3, image_size=64)

@@ -12,7 +12,7 @@ from mmsimvit.compare.metrics import segmentation_record
 from mmsimvit.compare.plan import Candidate, Job, Protocol
 from mmsimvit.compare.report import COLOURS, pareto_front, write_report
 from mmsimvit.compare.results import best_rates, collect, write_results
-from mmsimvit.swap import Fit
+from mmsimvit.compare.fit import Fit
 
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome') or shutil.which('chromium-browser')
 RIGHT = {'good': 0.9, 'same': 0.9, 'worse': 0.6}  # the share of pixels
@@ -46,7 +46,7 @@ def compared(tmp_path_factory):
         labels = random.integers(0, 3, (4, 6)).repeat(8, 0).repeat(8, 1)
         Image.fromarray(np.array(INFO['palette'], np.uint8)[labels]).save(out / f'{number}.png')
         images.append((out / f'{number}.png', labels))
-    fit = Fit(dict(type='EncoderDecoder'), {}, None, [])
+    fit = Fit(dict(type='EncoderDecoder'), None, [], {}, {})
     candidates = [Candidate(label, f'{label}:word', label, fit) for label in RIGHT]
     candidates.append(Candidate('bad', 'Bad:<b>', 'bad', None, "Bad has no arch '<b>'"))
     protocol = Protocol(rates=(1e-3, 2e-3), head='semfpn')
@@ -87,7 +87,7 @@ def test_a_difference_is_found_and_the_same_is_not(compared):
 
 def test_the_best_rate_is_taken(compared):
     results, out = compared
-    fit = Fit({}, {}, None, [])
+    fit = Fit({}, None, [], {}, {})
     one = Candidate('good', '', 'good', fit)
     jobs = [Job(one, out / f'runs/good/rate_{rate}', 20, rate, 0, searches=True) for rate in (1e-3, 2e-3)]
     assert best_rates(jobs, Protocol(rates=(1e-3, 2e-3)), [one]) == {'good': 2e-3}
