@@ -35,7 +35,7 @@ from ..compare.plan import (
     write_protocol,
     write_training,
 )
-from ..compare.queue import alone_in, run_jobs
+from ..compare.queue import alone_in, run_jobs, run_stress
 from ..compare.record import write_json
 from ..compare.report import write_report
 from ..compare.results import best_rates, collect, flat_rows, quartiles, write_results
@@ -80,6 +80,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--validation', metavar='NAME', help='the folder to validate on, such as test')
     parser.add_argument('--reduce-zero-label', action=argparse.BooleanOptionalAction,
                         help="whether 0 in label maps stands for none (default: in ADE20K's layout)")
+    parser.add_argument('--sizes', type=float, nargs='+', default=[], metavar='FACTOR',
+                        help='evaluate at test images of these times their size as well, such as 0.5 0.75 1.5 2')
+    parser.add_argument('--severities', type=int, nargs='+', choices=range(1, 6), default=[], metavar='N',
+                        help='evaluate on noise, blur, low contrast, fog and JPEG of these severities, 1 to 5, as well')
     parser.add_argument('--goal', type=float, metavar='SCORE', help='to which the seconds of training are told (default: what '
                                                                     'the '
                         'last backbone reaches)')
@@ -204,6 +208,8 @@ class Comparison:
             for job in self.searches() if stage == 'search' else self.trainings():
                 if job.candidate.label == label and value == (job.rate if stage == 'search' else job.seed):
                     run_jobs([job], self.write, options=options, seconds=self.seconds())
+                    if stage == 'train':
+                        run_stress([job], self.args.sizes, self.args.severities)
 
     def submit(self) -> list[str]:
         """Write and submit Slurm's scripts."""
@@ -274,6 +280,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             run = partial(run_jobs, write=comparison.write, at_once=args.jobs, options=options, seconds=comparison.seconds())
             run(comparison.searches())
             run(comparison.trainings())
+            run_stress(comparison.trainings(), args.sizes, args.severities)
         results = comparison.report()
     print_summary(results)
     print(f'wrote {args.out_dir}/report.html, results.json and results.csv')

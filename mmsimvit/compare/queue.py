@@ -16,10 +16,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..engine import find_whole_checkpoint
 from ..errors import ConfigError
 from ..files import atomic_write
 from .plan import Job
 from .record import DONE, PARENT, PROGRESS
+from .stress import conditions
 
 FAILED, LOG = 'failed.txt', 'train.log'
 
@@ -105,6 +107,31 @@ def run_jobs(jobs: Sequence[Job], write: Callable[[Job], Path], at_once: int = 1
         for job in waiting:
             (job.folder / FAILED).unlink(missing_ok=True)  # it is tried again
         list(pool.map(run, waiting))
+
+
+def run_stress(jobs: Sequence[Job], factors: Sequence[float], severities: Sequence[int]) -> None:
+    """Evaluate trainings that are done at other sizes and on corrupted images, each in a process of its own.
+
+    What fails is told, and the others go on.
+
+    Args:
+        jobs: the trainings.
+        factors: of the images' size.
+        severities: of the corruptions.
+    """
+    names = conditions(list(factors), list(severities))
+    for job in jobs:
+        path = job.folder / 'stress.json'
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        checkpoint = find_whole_checkpoint(job.folder)
+        if not is_done(job) or checkpoint is None or names.keys() <= known.keys():
+            continue
+        words = ['--factors', *map(str, factors), '--severities', *map(str, severities)]
+        with open(job.folder / 'stress.log', 'w') as log:
+            code = subprocess.run([sys.executable, '-m', 'mmsimvit.compare.stress', str(job.folder), checkpoint, *words],
+                                  stdout=log, stderr=subprocess.STDOUT).returncode
+        said = f'failed: {_reason(job.folder / "stress.log")}' if code else 'done'
+        print(f'{job.name}, {len(names)} other conditions: {said}', file=sys.stderr)
 
 
 def _train(config: Path, folder: Path, place: int, options: Sequence[str], tell: Callable[[], None]) -> str | None:

@@ -42,7 +42,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     body = [f'<h1>{escape(title)}</h1>', _about(results), _failures(results)]
     if any('scores' in one for one in results['backbones']):
         body += [_summary(results), _charts(results), _pairs(results), _classes(results), _curves(results)]
-        body += _pictures(results)
+        body += [_stress(results), *_pictures(results)]
     body.append(_protocol(results))
     text = page.substitute(title=escape(title), body='\n'.join(body))
     atomic_write(out / 'report.html', lambda path: path.write_text(text, encoding='utf-8'))
@@ -279,6 +279,44 @@ def _classes(results: dict[str, Any]) -> str:
     kind = {'segmentation': 'IoU', 'detection': 'AP', 'classification': 'accuracy'}[results['protocol']['task']]
     return (f'<h2>Classes</h2>\n<p>{kind} of each class in per cent, mean over the seeds; the best is bold.</p>\n'
             + _table(['class', *(one['label'] for one in some)], rows))
+
+
+def _stress(results: dict[str, Any]) -> str:
+    """Scores at other sizes, and on corrupted images."""
+    score = results['score']
+    some = [one for one in results['backbones'] if any(seed['stress'] for seed in one['seeds'])]
+    names = list(dict.fromkeys(name for one in some for seed in one['seeds'] for name in seed['stress']))
+    means = {(one['label'], name): _mean([seed['stress'][name][score] for seed in one['seeds'] if name in seed['stress']])
+             for one in some for name in names}
+    told, sizes = [], sorted(float(name.split()[1]) for name in names if name.startswith('size '))
+    if sizes:
+        figure, axes = _axes("size of the test images, times the protocol's", f'{score}, {UNITS[score]}')
+        style, ends = _style([one['label'] for one in results['backbones']]), {}
+        for one in some:
+            points = {size: means[one['label'], f'size {size:g}'] for size in sizes} | {1.: one['scores'][score]['value']}
+            line = sorted((size, value) for size, value in points.items() if value is not None)
+            axes.plot(*zip(*line), color=style[one['label']][0], marker=style[one['label']][1])
+            ends[one['label']] = line[-1]
+        axes.margins(0.15, 0.1)
+        _label(figure, axes, ends, style)
+        told.append(f'<div class="charts"><figure>{_svg(figure, "sizes")}</figure></div>')
+    kinds = list(dict.fromkeys(name.split()[0] for name in names if not name.startswith('size ')))
+    if kinds:
+        rows = []
+        for one in some:
+            values = {kind: _mean([means[one['label'], name] for name in names if name.startswith(f'{kind} ')])
+                      for kind in kinds}
+            whole = _mean(list(values.values()))
+            clean = one['scores'][score]['value']
+            kept = None if whole is None or not clean else 100 * whole / clean
+            rows.append([_cell(one['label'], escape(one['label'])), *(
+                _cell(value, NONE if value is None else f'{value:.2f}') for value in (clean, *values.values(), whole, kept))])
+        severities = sorted({name.split()[1] for name in names if not name.startswith('size ')})
+        told.append(f'<p>{escape(score)} on corrupted images, mean over the seeds and the severities {", ".join(severities)}; '
+                    'kept is '
+                    'the share of what it is on clean ones, in per cent.</p>' + _table(
+                        ['backbone', 'clean', *kinds, 'mean', 'kept, %'], rows))
+    return '<h2>Other sizes, worse images</h2>\n' + '\n'.join(told) if told else ''
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

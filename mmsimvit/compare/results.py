@@ -125,7 +125,7 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
             row['seeds'].append(dict(
                 seed=job.seed, config=(job.folder / 'config.py').as_posix(), iterations=noted['iterations'],
                 seconds=noted['seconds'], images_per_second=noted['images_per_second'], peak_bytes=noted['peak_bytes'],
-                curve=noted['curve'], scores=noted['curve'][-1]['scores']))
+                curve=noted['curve'], scores=noted['curve'][-1]['scores'], stress=_stress(job)))
         if label in scores:
             row['scores'] = {name: _within(_numbers(estimate(found))) for name, found in scores[label].items()}
             every = np.ones((1, len(images)))
@@ -156,6 +156,11 @@ def palette(info: dict[str, Any]) -> list[list[int]]:
         return [list(map(int, colour)) for colour in given]
     from matplotlib import colormaps
     return [[round(255 * part) for part in colormaps['tab20'](number % 20)[:3]] for number in range(len(info['classes']))]
+
+
+def _stress(job: Job) -> dict[str, dict[str, float]]:
+    path = job.folder / 'stress.json'
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _seconds_to(curve: list[dict], score: str, goal: float | None) -> float | None:
