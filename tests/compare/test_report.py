@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmsimvit.compare.fit import Fit
 from mmsimvit.compare.metrics import segmentation_record
 from mmsimvit.compare.plan import Candidate, Job, Protocol
 from mmsimvit.compare.report import COLOURS, pareto_front, write_report
 from mmsimvit.compare.results import best_rates, collect, write_results
-from mmsimvit.compare.fit import Fit
 
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome') or shutil.which('chromium-browser')
 RIGHT = {'good': 0.9, 'same': 0.9, 'worse': 0.6}  # the share of pixels
