@@ -135,6 +135,7 @@ def fit_backbone(reference: dict, backbone: dict, scope: str) -> Fit:
     model = fitter.cfg['model']
     if backbone.get('init_cfg'):
         model['backbone']['init_cfg'] = backbone['init_cfg']
+    fitter.why.setdefault(fitter.keys, '')  # of a backbone that is the reference's, too
     lines, changes = fitter.changes()
     return Fit(model, seen, lines, changes['model'], fitter.why)
 
