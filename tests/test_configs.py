@@ -165,7 +165,7 @@ def shrink_model(model):
         model.head.num_classes = max(model.head.num_classes, len(CLASSES))
     if model.type == 'SparseRCNN':
         model.rpn_head.num_proposals = model.test_cfg.rcnn.max_per_img = 20
-    if 'rpn' in (model.get('train_cfg') or {}):
+    if (model.get('train_cfg') or {}).get('rpn'):
         model.train_cfg.rpn.sampler.num = 10000  # all: of a coarse level, which has three, chance might take none
     if 'rpn_proposal' in (model.get('train_cfg') or {}):
         model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=8)
