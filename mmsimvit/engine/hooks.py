@@ -1,6 +1,6 @@
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -181,15 +181,19 @@ class ReseedHook(Hook):
     the uncut one would have had.
 
     The seed depends on the run's seed, the rank and the iteration. Workers that load data have their own random numbers:
-    where they are started anew each epoch (``persistent_workers=False``), or an iteration-based loop loads again what it
-    skips, they too are the same.
+    where there are none, where they are started anew each epoch (``persistent_workers=False``), or an iteration-based loop
+    loads again what it skips, they too are the same.
     """
 
     priority = 'LOWEST'
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed the first iteration of the epoch."""
+        """Seed the first iteration of the epoch, and the images that an iteration-based loop loads again and skips."""
         self._reseed(runner, runner.iter)
+        loop: Any = runner.train_loop
+        # The fork goes past images without loading them.
+        if runner.iter and hasattr(loop, 'dataloader_iterator') and not hasattr(loop.dataloader_iterator, 'skip_iter'):
+            loop.dataloader_iterator = self._load_again(runner, loop.dataloader_iterator, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         """Seed the next iteration."""
@@ -198,6 +202,12 @@ class ReseedHook(Hook):
     def after_val(self, runner: Runner) -> None:
         """Seed the next iteration, whatever the validation drew."""
         self._reseed(runner, runner.iter)
+
+    def _load_again(self, runner: Runner, batches: Iterator, skipped: int) -> Iterator:
+        for iteration in range(skipped + 1):
+            self._reseed(runner, iteration)
+            yield next(batches)
+        yield from batches
 
     @staticmethod
     def _reseed(runner: Runner, iteration: int) -> None:

@@ -194,16 +194,17 @@ randomness = dict(seed=7, deterministic=True)
 '''
 
 
-@pytest.mark.parametrize(('text', 'base', 'cut', 'end', 'said'), [
-    (EPOCHS, 'maskrcnn_simvit_micro_shapes.py', 'epoch_1.pth', 'epoch_2.pth', 'resumed epoch: 1, iter: 4'),
-    (ITERATIONS, 'semfpn_simvit_micro_shapes.py', 'iter_3.pth', 'iter_6.pth', 'resumed epoch: 0, iter: 3'),
-], ids=['detector, cut after an epoch', 'segmentor, cut in an epoch'])
+@pytest.mark.parametrize(('text', 'base', 'cut', 'end', 'said', 'number'), [
+    (EPOCHS, 'maskrcnn_simvit_micro_shapes.py', 'epoch_1.pth', 'epoch_2.pth', 'resumed epoch: 1, iter: 4', 1),
+    (ITERATIONS, 'semfpn_simvit_micro_shapes.py', 'iter_3.pth', 'iter_6.pth', 'resumed epoch: 0, iter: 3', 1),
+    (ITERATIONS, 'semfpn_simvit_micro_shapes.py', 'iter_3.pth', 'iter_6.pth', 'resumed epoch: 0, iter: 3', 0),
+], ids=['detector, cut after an epoch', 'segmentor, cut in an epoch', 'segmentor without workers'])
 @pytest.mark.full
-def test_cut_and_resumed_ends_as_uncut(text, base, cut, end, said, workspace, tmp_path):
-    """With augmentation, drop path, workers that load data, averaged weights and a schedule."""
+def test_cut_and_resumed_ends_as_uncut(text, base, cut, end, said, number, workspace, tmp_path):
+    """With augmentation, drop path, workers that load data or none, averaged weights and a schedule."""
     config = tmp_path / 'config.py'
     config.write_text(text.format(base=str(ROOT / 'configs' / base)))
-    workers = options(**{'train_dataloader.num_workers': 1})
+    workers = options(**{'train_dataloader.num_workers': number})
 
     def train(name, *words):
         return run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path / name, *words, *workers, cwd=workspace)
