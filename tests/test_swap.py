@@ -29,7 +29,7 @@ MISSES = {
     'detectors/cascade-rcnn_r50-rfp': 'this model does not take the maps of SimViT: neck',  # it feeds maps back into its ResNet
     'dpt_vit': 'decode_head.reassemble_blocks',  # tokens and a class token of a plain ViT
     'lraspp': 'decode_head.image_pool.0',  # pools 49 x 49 pixels of a map of stride 8
-    'setr_vit-l-mla': 'decode_head.up_convs',  # four maps of one stride
+    'setr_vit-l-mla': 'decode_head: Sizes of tensors must match',  # four maps of one stride
     'tridentnet': 'this model does not take the maps of SimViT',  # a backbone that gives three branches as a batch
 }
 if find_spec('skimage') is None:
