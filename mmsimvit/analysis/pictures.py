@@ -77,11 +77,11 @@ def draw_sizes(scores: dict[str, dict[int, list[float]]], metric: str, out_file:
     axes = figure.subplots()
     for name, by_size in scores.items():
         sizes = sorted(by_size)
-        line, = axes.plot(sizes, [np.mean(by_size[size]) for size in sizes], marker='o')
+        line, = axes.plot(sizes, [np.mean(by_size[size]) for size in sizes], marker='o', label=name)
         axes.fill_between(sizes, [min(by_size[size]) for size in sizes], [max(by_size[size]) for size in sizes],
                           color=line.get_color(), alpha=0.2, linewidth=0)
-        axes.annotate(f' {name}' if len(scores) > 1 else '', (sizes[-1], np.mean(by_size[sizes[-1]])), color=line.get_color(),
-                      va='center')
+    if len(scores) > 1:  # whose ends may lie on each other, so that names there would too
+        axes.legend(frameon=False)
     axes.set(xlabel='size of test images (pixels)', ylabel=metric, xticks=sorted(set().union(*scores.values())))
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
