@@ -14,6 +14,7 @@ LIBRARIES = {  # what it takes beside torch and mmengine, and a config of it
     'mmseg': (('mmcv', 'torchvision'), 'semfpn_simvit_micro_shapes'),
     'mmpretrain': (('mmcv', 'torchvision'), 'simvit_micro_shapes'),
 }
+COMPARISON = '-m', 'mmsimvit', 'compare', 'SimViT:micro', '--task'
 OPENMMLAB = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torchvision'}
 
 
@@ -22,7 +23,8 @@ def with_only(tmp_path):
     """Runs Python where of mmcv, torchvision and the libraries only some are installed."""
     def run_with(installed, *words, code=0, without=()):
         hidden = OPENMMLAB - set(installed) | set(without)
-        metadata = tuple(name_of(installed_stack()[module]).replace('-', '_') + '-' for module in hidden)
+        stack = installed_stack()
+        metadata = tuple(name_of(stack[module]).replace('-', '_') + '-' for module in hidden if module in stack)
         metadata += ('mmcv-', ) * ('mmcv' in hidden)  # the compiled one
         (tmp_path / 'site').mkdir(exist_ok=True)
         for path in SITE.iterdir():
@@ -98,3 +100,21 @@ def test_a_missing_library_is_not_all_that_is_lacking_without_mmcv(with_only):
     assert out.splitlines() == [
         'error: maskrcnn_simvit_micro_shapes is a config of mmdet, which is not installed; pip install '
         f'{installed_stack()["mmdet"]}; it also needs mmcv: python -m mmsimvit doctor gives the commands']
+
+
+@pytest.mark.parametrize('task, library', [('detection', 'mmdet'), ('segmentation', 'mmseg'), ('classification', 'mmpretrain')])
+@pytest.mark.full
+def test_one_library_compares(with_only, task, library):
+    out = with_only((library, *LIBRARIES[library][0]), *COMPARISON, task, '--rates', '1e-3', '--seeds', '0', '--iterations',
+                    '2', '--rounds', '1')
+    assert 'report.html' in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize('task, without, told', [
+    ('segmentation', [], '--task segmentation trains models of mmseg, which is not installed; pip install '
+     f'{installed_stack()["mmseg"]} ftfy regex'),
+    ('classification', ['scipy'], 'intervals are computed with SciPy, which is not installed: pip install scipy'),
+])
+def test_a_comparison_says_what_is_not_installed_before_it_begins(with_only, task, without, told):
+    out = with_only(('mmcv', 'mmpretrain', 'torchvision'), *COMPARISON, task, code=1, without=without)
+    assert out.splitlines() == [f'error: {told}']

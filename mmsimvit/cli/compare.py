@@ -11,6 +11,7 @@ import shlex
 import sys
 import warnings
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ from ..compare.report import write_report
 from ..compare.results import best_rates, collect, flat_rows, quartiles, write_results
 from ..compare.slurm import STAGES, submit, write_scripts
 from ..datasets.unwrap import unwrap_dataset
-from .config import at_least_one
+from ..errors import ConfigError
+from .config import at_least_one, check_library
 from .errors import one_line_errors
 
 
@@ -49,61 +51,55 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     default = Protocol()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('backbones', nargs='+', metavar='BACKBONE',
-                        help='[LABEL=]NAME[:ARCH][,ARGUMENT=VALUE...]: SimViT:micro, mmdet.ResNet:18, timm.NAME, pvtv2-b0, or '
-                             'a '
-                        'config file; pretrained=FILE are weights to start from, random ones without')
-    parser.add_argument('--task', choices=sorted(TASKS), default=default.task, help='(default: %(default)s)')
-    parser.add_argument('--data', default=default.data, metavar='DATA',
-                        help='a folder as ADE20K or CamVid have it, a config whose data is taken, or shapes, which are '
-                             'generated '
-                        '(default: %(default)s)')
-    parser.add_argument('--head', metavar='NAME', help='a file of configs/_base_/models: semfpn, upernet, or '
-                        'semfpn_small_heads, which is the default')
-    parser.add_argument('--iterations', type=int, default=default.iterations, metavar='N',
-                        help='of each training (default: %(default)s)')
-    parser.add_argument('--minutes', type=float, metavar='M', help='of each training instead, as measured at the beginning: a '
-                        'faster backbone has more iterations')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2], metavar='SEED', help='(default: 0 1 2)')
-    parser.add_argument('--rates', type=float, nargs='+', default=default.rates, metavar='RATE',
-                        help='learning rates of AdamW, of which each backbone gets the best; one is not searched '
-                        f'(default: {" ".join(map(str, default.rates))})')
-    parser.add_argument('--search-images', type=at_least_one, default=default.search_images, metavar='N',
-                        help='training images with which rates are searched, a fifth of them to score (default: %(default)s)')
-    parser.add_argument('--batch-size', type=at_least_one, default=default.batch_size, metavar='B',
-                        help='(default: '
-                                                                                                         '%(default)s)')
-    parser.add_argument('--crop-size', type=at_least_one, default=default.crop_size, metavar='PIXELS',
-                        help="of a folder's training images (default: %(default)s)")
-    parser.add_argument('--evaluations', type=at_least_one, default=default.evaluations, metavar='N',
-                        help='of each training, evenly (default: %(default)s)')
-    parser.add_argument('--validation', metavar='NAME', help='the folder to validate on, such as test')
-    parser.add_argument('--reduce-zero-label', action=argparse.BooleanOptionalAction,
-                        help="whether 0 in label maps stands for none (default: in ADE20K's layout)")
-    parser.add_argument('--sizes', type=float, nargs='+', default=[], metavar='FACTOR',
-                        help='evaluate at test images of these times their size as well, such as 0.5 0.75 1.5 2')
-    parser.add_argument('--severities', type=int, nargs='+', choices=range(1, 6), default=[], metavar='N',
-                        help='evaluate on noise, blur, low contrast, fog and JPEG of these severities, 1 to 5, as well')
-    parser.add_argument('--goal', type=float, metavar='SCORE', help='to which the seconds of training are told (default: what '
-                                                                    'the '
-                        'last backbone reaches)')
-    parser.add_argument('--workers', type=int, default=default.workers, metavar='N',
-                        help='processes that load data, for each training (default: %(default)s)')
-    parser.add_argument('--rounds', type=at_least_one, default=7, metavar='N',
-                        help='of timing, in turns (default: '
-                                                                                    '%(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
-                        help='settings of the config for all backbones')
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision; needs a GPU')
-    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'), metavar='DIR', help='(default: %(default)s)')
-    parser.add_argument('--jobs', type=at_least_one, default=1, metavar='N',
-                        help='trainings at a time, each on a GPU of its own (default: %(default)s)')
-    parser.add_argument('--slurm', metavar='OPTIONS', help='submit batch jobs with these options of sbatch, such as '
-                        '--slurm="--partition=gpu --gres=gpu:1", and end; --jobs is how many run at a time')
-    parser.add_argument('--stage', choices=STAGES, help='one part alone, as batch jobs run them')
-    parser.add_argument('--number', type=int, default=0, metavar='N', help='of the training in --stage search or train')
-    parser.add_argument('--plan', action='store_true', help='write the configs and run nothing')
-    parser.add_argument('--report', action='store_true', help='run nothing; report what is done')
+    add = parser.add_argument
+    add('backbones', nargs='+', metavar='BACKBONE',
+        help='[LABEL=]NAME[:ARCH][,ARGUMENT=VALUE...]: SimViT:micro, mmdet.ResNet:18, timm.NAME, pvtv2-b0, or a config file; '
+        'pretrained=FILE are weights to start from, random ones without')
+    add('--task', choices=sorted(TASKS), default=default.task, help='(default: %(default)s)')
+    add('--data', default=default.data, metavar='DATA',
+        help='a folder as ADE20K or CamVid have it, a config whose data is taken, or shapes, which are generated '
+        '(default: %(default)s)')
+    add('--head', metavar='NAME',
+        help='a file of configs/_base_/models: semfpn, upernet, or semfpn_small_heads, which is the default')
+    add('--iterations', type=int, default=default.iterations, metavar='N', help='of each training (default: %(default)s)')
+    add('--minutes', type=float, metavar='M',
+        help='of each training instead, as measured at the beginning: a faster backbone has more iterations')
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2], metavar='SEED', help='(default: 0 1 2)')
+    add('--rates', type=float, nargs='+', default=default.rates, metavar='RATE',
+        help='learning rates of AdamW, of which each backbone gets the best; one is not searched '
+        f'(default: {" ".join(map(str, default.rates))})')
+    add('--search-images', type=at_least_one, default=default.search_images, metavar='N',
+        help='training images with which rates are searched, a fifth of them to score (default: %(default)s)')
+    add('--batch-size', type=at_least_one, default=default.batch_size, metavar='B', help='(default: %(default)s)')
+    add('--crop-size', type=at_least_one, default=default.crop_size, metavar='PIXELS',
+        help="of a folder's training images (default: %(default)s)")
+    add('--evaluations', type=at_least_one, default=default.evaluations, metavar='N',
+        help='of each training, evenly (default: %(default)s)')
+    add('--validation', metavar='NAME', help='the folder to validate on, such as test')
+    add('--reduce-zero-label', action=argparse.BooleanOptionalAction,
+        help="whether 0 in label maps stands for none (default: in ADE20K's layout)")
+    add('--sizes', type=float, nargs='+', default=[], metavar='FACTOR',
+        help='evaluate at test images of these times their size as well, such as 0.5 0.75 1.5 2')
+    add('--severities', type=int, nargs='+', choices=range(1, 6), default=[], metavar='N',
+        help='evaluate on noise, blur, low contrast, fog and JPEG of these severities, 1 to 5, as well')
+    add('--goal', type=float, metavar='SCORE',
+        help='to which the seconds of training are told (default: what the last backbone reaches)')
+    add('--workers', type=int, default=default.workers, metavar='N',
+        help='processes that load data, for each training (default: %(default)s)')
+    add('--rounds', type=at_least_one, default=7, metavar='N', help='of timing, in turns (default: %(default)s)')
+    add('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+        help='settings of the config for all backbones')
+    add('--amp', action='store_true', help='train with automatic mixed precision; needs a GPU')
+    add('--out-dir', type=Path, default=Path('work_dirs/compare'), metavar='DIR', help='(default: %(default)s)')
+    add('--jobs', type=at_least_one, default=1, metavar='N',
+        help='trainings at a time, each on a GPU of its own (default: %(default)s)')
+    add('--slurm', metavar='OPTIONS',
+        help='submit batch jobs with these options of sbatch, such as --slurm="--partition=gpu --gres=gpu:1", and end; --jobs '
+        'is how many run at a time')
+    add('--stage', choices=STAGES, help='one part alone, as batch jobs run them')
+    add('--number', type=int, default=0, metavar='N', help='of the training in --stage search or train')
+    add('--plan', action='store_true', help='write the configs and run nothing')
+    add('--report', action='store_true', help='run nothing; report what is done')
     args = parser.parse_args(argv)
     args.words = list(sys.argv[1:] if argv is None else argv)
     return args
@@ -118,6 +114,9 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, args.out_dir
+        check_library(TASKS[args.task].scope, f'--task {args.task} trains models of {TASKS[args.task].scope}')
+        if find_spec('scipy') is None:  # which MMPreTrain alone does not bring
+            raise ConfigError('intervals are computed with SciPy, which is not installed: pip install scipy')
         self.protocol = Protocol(
             task=args.task, data=args.data, head=args.head or TASKS[args.task].head,
             iterations=None if args.minutes is not None else args.iterations, minutes=args.minutes,

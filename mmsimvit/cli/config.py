@@ -76,13 +76,7 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
     scope = cfg.get('default_scope')
-    if scope in LIBRARIES and importlib.util.find_spec(scope) is None:
-        more = '' if importlib.util.find_spec('mmcv') else '; it also needs mmcv: python -m mmsimvit doctor gives the commands'
-        raise SystemExit(f'error: {args.config} is a config of {scope}, which is not installed; '
-                         f'pip install {installed_stack()[scope]}{" ftfy regex" * (scope == "mmseg")}{more}')
-    if scope in LIBRARIES and importlib.util.find_spec('mmcv') is None:
-        raise SystemExit(f'error: {args.config} is a config of {scope}, which needs mmcv, and that is not installed; '
-                         'python -m mmsimvit doctor gives the command')
+    check_library(scope, f'{args.config} is a config of {scope}')
     for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test'))):
         if scope == 'mmpretrain':  # whose configs leave this to its tools
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
@@ -94,6 +88,27 @@ def load_config(args: Namespace, whole: bool = False) -> Config:
                 loader.pop(name, None)
     add_hook(cfg, MATCH_HOOK, whole=whole)
     return cfg
+
+
+def check_library(scope: str | None, told: str) -> None:
+    """
+    Args:
+        scope: a library's, or another that needs none.
+        told: what needs it, for the message.
+
+    Raises:
+        SystemExit: if the library is not installed, or mmcv, which it needs.
+    """
+    if scope not in LIBRARIES:
+        return
+    has_mmcv = importlib.util.find_spec('mmcv')
+    if importlib.util.find_spec(scope) is None:
+        more = '' if has_mmcv else '; it also needs mmcv: python -m mmsimvit doctor gives the commands'
+        raise SystemExit(f'error: {told}, which is not installed; '
+                         f'pip install {installed_stack()[scope]}{" ftfy regex" * (scope == "mmseg")}{more}')
+    if not has_mmcv:
+        raise SystemExit(f'error: {told}, which needs mmcv, and that is not installed; '
+                         'python -m mmsimvit doctor gives the command')
 
 
 def at_least(least: int, value: object, name: str) -> None:

@@ -345,8 +345,7 @@ def check_protocol(cfg: Config) -> dict[str, list[Any]]:
         classes = built.metainfo.get('classes') or ()
         if len(classes) < 2 and cfg.default_scope != 'mmdet':
             raise DataError(f'the {name} set has {len(classes)} classes ({", ".join(classes)}); there is nothing to tell '
-                            'apart. '
-                            'Name two or more, the background among them, in classes.txt or in metainfo')
+                            'apart. Name two or more, the background among them, in classes.txt or in metainfo')
         for leaf in sets[split] if cfg.default_scope == 'mmseg' else ():
             _check_sizes(leaf)
     return sets

@@ -187,8 +187,7 @@ def _trade(results: dict[str, Any], cost: str, xlabel: str) -> str:
 
 def _charts(results: dict[str, Any]) -> str:
     return ('<h2>Accuracy and its price</h2>\n<p>Upper left is better. Bars are 95 % intervals of the score and quartiles of '
-            'the '
-            'time; the dashed line is the Pareto front, of those that no other beats in both.</p>\n<div class="charts">'
+            'the time; the dashed line is the Pareto front, of those that no other beats in both.</p>\n<div class="charts">'
             + _trade(results, 'model_ms', 'time of the whole model for one image, ms')
             + _trade(results, 'peak_mib', 'peak memory of a training step, MiB') + '</div>')
 
@@ -234,8 +233,8 @@ def _curves(results: dict[str, Any]) -> str:
     edge = [one['label'] for one in results['backbones'] if one['at_end_of_grid'] and one['seeds']]
     note = (f' The best rate of {escape(", ".join(edge))} is at an end of the grid: a wider one may give more.' if edge else '')
     return ('<h2>How they learnt</h2>\n<p>A line for each seed. A curve that still rises at its end has not had its time. The '
-            'last '
-            'picture is the search of the learning rate, on a part of the training set.' + note + '</p>\n<div class="charts">'
+            'last picture is the search of the learning rate, on a part of the training set.' + note
+            + '</p>\n<div class="charts">'
             + _curve(results, 'iteration', 'iteration') + _curve(results, 'seconds', 'seconds of training') + _search(results)
             + '</div>')
 
@@ -260,9 +259,8 @@ def _pairs(results: dict[str, Any]) -> str:
     few = ' There is one seed each, so that the intervals are of the images alone.' if all(
         len(one['seeds']) <= 1 for one in results['backbones']) else ''
     return (f'<h2>Differences</h2>\n<p>{escape(score)} of the row less that of the column, its 95 % interval, and how probable '
-            'it is '
-            'that the row is better. Blue is better, orange worse, where the interval leaves out 0; where it holds 0, this '
-            f'comparison does not say which is better.{few}</p>\n' + _table(['', *labels], rows, sortable=False))
+            'it is that the row is better. Blue is better, orange worse, where the interval leaves out 0; where it holds 0, '
+            f'this comparison does not say which is better.{few}</p>\n' + _table(['', *labels], rows, sortable=False))
 
 
 def _classes(results: dict[str, Any]) -> str:
@@ -313,8 +311,7 @@ def _stress(results: dict[str, Any]) -> str:
                 _cell(value, NONE if value is None else f'{value:.2f}') for value in (clean, *values.values(), whole, kept))])
         severities = sorted({name.split()[1] for name in names if not name.startswith('size ')})
         told.append(f'<p>{escape(score)} on corrupted images, mean over the seeds and the severities {", ".join(severities)}; '
-                    'kept is '
-                    'the share of what it is on clean ones, in per cent.</p>' + _table(
+                    'kept is the share of what it is on clean ones, in per cent.</p>' + _table(
                         ['backbone', 'clean', *kinds, 'mean', 'kept, %'], rows))
     return '<h2>Other sizes, worse images</h2>\n' + '\n'.join(told) if told else ''
 
@@ -357,8 +354,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
 
     first = next(iter(folders))
     body = ['<h2>What they see</h2>', '<p>The same images, evenly out of the validation set, with the annotation and the '
-                                      'predictions '
-            'of the first seed. The last picture marks the pixels where the backbones differ.</p>',
+            'predictions of the first seed. The last picture marks the pixels where the backbones differ.</p>',
             '<div class="key">' + ''.join(
                 f'<span><i style="background:rgb({", ".join(map(str, colour))})"></i>{escape(name)}</span>'
                 for name, colour in zip(results['classes'], results['palette'])) + '</div>']
@@ -372,8 +368,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
             parts.append(_figure(_png(_marked(image, differ), photo=True), f'differ: {100 * differ.mean():.0f} %'))
         body.append(f'<div class="images">{"".join(parts)}</div>')
     body += ['<h2>Worst images</h2>', '<p>Those with the lowest mean IoU of the classes in them, by the first seed; wrong '
-                                      'pixels are '
-             'marked on the image.</p>']
+             'pixels are marked on the image.</p>']
     for one in results['backbones']:
         if one['label'] not in folders or not one.get('image_scores'):
             continue
@@ -403,21 +398,17 @@ def _protocol(results: dict[str, Any]) -> str:
     words.append(f'Each backbone is trained for {budget}, with a batch size of {protocol["batch_size"]}, in the same model '
                  f'({protocol["head"]}), on the same data with the same augmentation: only the backbone differs, and what must '
                  'follow its widths. Maps of one stride become four by a pyramid. Without weights of its own a backbone starts '
-                 'from '
-                 'random ones, with batch norms that learn and without drop path.')
+                 'from random ones, with batch norms that learn and without drop path.')
     if len(protocol['rates']) > 1:
         words.append('AdamW with a cosine schedule; the learning rate is the best of '
                      f'{", ".join(f"{r:g}" for r in protocol["rates"])} '
                      f'for each backbone, searched with the same budget and one seed on up to {protocol["search_images"]} '
-                     'training '
-                     'images, a fifth of which score it. The validation set is not looked at for that.')
+                     'training images, a fifth of which score it. The validation set is not looked at for that.')
     else:
         words.append(f'AdamW with a cosine schedule and a learning rate of {protocol["rates"][0]:g}, which was not searched.')
     words.append(f'Intervals are of a bootstrap with {results["draws"]} draws of validation images, the same for all '
-                 'backbones, and '
-                 'of seeds, for each by itself; deviations of few seeds are stretched as Student\'s t distribution says. '
-                 'Scores are '
-                 'those of the last iteration.')
+                 "backbones, and of seeds, for each by itself; deviations of few seeds are stretched as Student's t "
+                 'distribution says. Scores are those of the last iteration.')
     size = results.get('size')
     if size:
         words.append(f'Times are medians of interleaved rounds on images of {size[0]} x {size[1]} pixels, with random weights, '
@@ -426,6 +417,6 @@ def _protocol(results: dict[str, Any]) -> str:
     versions = ', '.join(f'{name} {value}' for name, value in results['versions'].items())
     commit = f' Commit {results["commit"]}.' if results['commit'] else ''
     return ('<h2>Protocol</h2>\n' + '\n'.join(f'<p>{escape(line)}</p>' for line in words)
-            + f'\n<p>The same again:</p>\n<pre>{escape(results["command"])}</pre>\n<p '
-              f'class="about">{escape(versions)}.{commit} All '
-            'numbers are in results.json and results.csv beside this file; runs/ has the config of each training.</p>')
+            + f'\n<p>The same again:</p>\n<pre>{escape(results["command"])}</pre>\n'
+            f'<p class="about">{escape(versions)}.{commit} All numbers are in results.json and results.csv beside this '
+            'file; runs/ has the config of each training.</p>')

@@ -3,7 +3,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
 
 Records = dict[str, np.ndarray]  # of one training: what a metric keeps of each image, whose number is the first axis
 Measure = Callable[[Records, np.ndarray], np.ndarray]  # records, weights (draws, images) -> scores (draws,)
@@ -58,7 +57,12 @@ def estimate(one: Replicates, other: Replicates | None = None, seed: int = 0) ->
         one: of a backbone.
         other: of the one that it is compared with, from the same draws.
         seed: what the draws of seeds depend on.
+
+    Raises:
+        ModuleNotFoundError: without SciPy.
     """
+    from scipy.stats import t
+
     sides = [one] if other is None else [one, other]
     freedom = sum(len(side.points) - 1 for side in sides)
     random = np.random.default_rng(seed + 1)
