@@ -21,7 +21,7 @@ class SwinBlock(SparseBlock):
         self.norm1 = nn.LayerNorm(dims, eps=1e-5)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dims, eps=1e-5)
-        self.ffn = FFN(dims, dims * mlp_ratio)
+        self.ffn = FFN(dims, dims * mlp_ratio, recompute=has_fast)  # where two ways are kept for the gradients
 
     def mix(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
