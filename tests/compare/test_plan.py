@@ -14,7 +14,15 @@ from mmsimvit.fitting import build
 from tests.conftest import refusal
 
 SMALL = dict(num_training=8, num_validation=3, image_size=64)
-OPTIONS = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test') for key, value in SMALL.items()}
+
+
+def settings(**data):
+    """Of the generated images, which are few and small unless they are named."""
+    return {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val', 'test')
+            for key, value in {**SMALL, **data}.items()}
+
+
+OPTIONS = settings()
 BACKBONES = ['SimViT:micro', 'r18=mmdet.ResNet:18', 'ResFormer:tiny', 'mmpretrain.MobileNetV2']
 
 
