@@ -309,7 +309,7 @@ def list_or(value):
 
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=pytest.mark.full if name.split('/')[0] in map(str.lower, LIBRARIES) else [])
-    for name in CONFIGS if not name.startswith('comparison')])
+    for name in CONFIGS])
 def test_neck_and_head_take_the_channels_that_the_backbone_gives(name):
     model = model_zoo.load_config(ROOT / 'configs' / name).model
     if model.backbone.type in ARCHS:
@@ -371,14 +371,6 @@ def test_missing_weights_stop_the_training_before_the_data_is_read(name, advice,
     with pytest.raises(SystemExit, match=rf'error: checkpoint checkpoints/simvit_\w+.pth does not exist; {advice}.*'
                                          r'random weights.*init_cfg=None'):
         train([str(ROOT / 'configs' / name)])
-
-
-@pytest.mark.parametrize('name', ['semfpn_r18_camvid.py', 'retinanet_r18_nuclei.py'])
-def test_compared_backbones_train_their_norms(name):
-    """MMDetection's ResNet freezes the statistics of its batch norms unless told otherwise, which is for pretrained weights."""
-    backbone = MODELS.build(Config.fromfile(ROOT / 'configs/comparison' / name).model.backbone)
-    backbone.train()
-    assert [module.training for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)] == [True] * 20
 
 
 def test_a_checkpoint_of_our_classifier_starts_a_detector_and_a_segmentor(workspace, tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def load_index(texts: Iterable[str]) -> dict[str, list[dict]]:
 
 
 def find_task(name: str) -> tuple[str, str] | None:
-    """Task and data set of a config, unless it is for generated images, your own data, or the comparison."""
+    """Task and data set of a config, unless it is for generated images or your own data."""
     return next((TASKS[word] for word in Path(name).stem.split('_') if word in TASKS), None)
 
 
@@ -275,7 +275,7 @@ def render_page(counts: dict[str, Any], index: dict[str, list[dict]]) -> str:
         lines += [f'## {name}', f'[{paper["Title"]}]({paper["URL"]})', '', *list_sources(collection),
                   *(f'- {note}' for note in collection.get('Notes', [])), '',
                   *list_variants(collection, rows, counts, entries), '', *list_configs(rows, counts, entries), '']
-    lines += ['## Generated images, your own data, comparison',
+    lines += ['## Generated images, your own data',
               'These configs have small heads and short schedules. Nothing was published for them.', '',
               *list_configs([path for path in counts if path not in entries], counts, entries), '']
     return '\n'.join(lines)

@@ -18,3 +18,4 @@ test_pipeline = [
 train_dataloader = dict(dataset=dict(dataset=dict(pipeline=train_pipeline)))
 val_dataloader = dict(dataset=dict(dataset=dict(pipeline=test_pipeline)))
 test_dataloader = dict(dataset=dict(dataset=dict(pipeline=test_pipeline)))
+train_cfg = dict(max_epochs=4)  # which takes less than ten minutes

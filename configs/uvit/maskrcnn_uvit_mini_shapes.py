@@ -11,3 +11,4 @@ model = dict(
         grid=(16, 16),  # that of 128 x 128 pixels
         drop_path_rate=0.),
     neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=[128], stride=8, out_channels=64, num_outs=4))
+train_cfg = dict(max_epochs=5)  # which takes less than ten minutes
