@@ -38,7 +38,7 @@ class DetectionRecords(CocoMetric):
         """Write what was matched; give the scores in per cent."""
         _, predictions = zip(*results)
         self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
-        self.img_ids: list[int] = self.img_ids or self._coco_api.get_img_ids()
+        self.img_ids: list[int] = [prediction['img_id'] for prediction in predictions]  # the file may have others
         images = self._coco_api.load_imgs(self.img_ids)
         records: Records = dict(image=np.array([image['file_name'] for image in images]))
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

@@ -384,7 +384,8 @@ def search_config(cfg: Config, sets: dict[str, list[Any]], images: int) -> Confi
         if len(chosen) < 5:
             raise DataError(f'{len(chosen)} training images are too few to search a learning rate with; give one with --rates')
         train['indices'] = [index for place, index in enumerate(chosen) if place % 5]
-        val.update(indices=chosen[::5], pipeline=copy.deepcopy(pipeline), test_mode=True)
+        # With test_mode MMDetection would leave out filter_cfg, and number the images otherwise.
+        val.update(indices=chosen[::5], pipeline=copy.deepcopy(pipeline), test_mode=cfg.default_scope != 'mmdet')
     return cfg
 
 

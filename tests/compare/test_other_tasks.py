@@ -7,7 +7,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmsimvit.compare.detection import match
+from mmsimvit.compare.detection import DetectionRecords, match
 from mmsimvit.compare.metrics import (
     CLASSIFICATION,
     ClassificationRecords,
@@ -89,6 +89,25 @@ def test_a_detector_that_finds_nothing(tmp_path):
     content, _ = made_up(np.random.default_rng(2))
     records = ours(content, [], tmp_path / 'found.json')
     assert detection_measures(records)['box AP'](records, np.ones((1, 12)))[0] == 0
+
+
+def test_images_that_are_not_evaluated_are_not_missed(tmp_path):
+    """A search scores on a part of the images of a file."""
+    content, _ = made_up(np.random.default_rng(3))
+    content['annotations'] = [dict(one, iscrowd=0) for one in content['annotations']]
+    (tmp_path / 'all.json').write_text(json.dumps(content))
+    metric = DetectionRecords(str(tmp_path / 'records.npz'), ann_file=str(tmp_path / 'all.json'), metric='bbox')
+    metric.dataset_meta = dict(classes=('1', '2', '3'))
+    some = (3, 1)
+    for image in some:
+        mine = [one for one in content['annotations'] if one['image_id'] == image]
+        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (one['bbox'] for one in mine)]).float().reshape(-1, 4)
+        found = dict(bboxes=boxes, labels=torch.tensor([one['category_id'] - 1 for one in mine]).long(),
+                     scores=torch.ones(len(mine)))
+        metric.process({}, [dict(img_id=image, pred_instances=found)])
+    assert any(one['image_id'] == 1 for one in content['annotations'])
+    assert metric.evaluate(2)['box AP'] == 100
+    assert load_records(tmp_path / 'records.npz')['image'].tolist() == ['3.png', '1.png']
 
 
 def test_scores_of_a_classifier_by_hand(tmp_path):

@@ -1,10 +1,13 @@
 """What is written to be trained, and what is refused before anything is."""
+import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 from mmsimvit.cli.compare import main
@@ -78,6 +81,25 @@ def test_a_search_leaves_the_validation_set_alone(here):
     assert not set(train.indices) & set(val.indices) and len(train.indices) + len(val.indices) == 7
     assert val.pipeline == cfg.val_dataloader.dataset.dataset.pipeline
     assert 'indices' not in cfg.train_dataloader.dataset.dataset
+
+
+def test_a_search_numbers_the_images_of_detectors_alike(here):
+    """With test_mode, MMDetection would keep images without objects, which filter_cfg takes out of the training."""
+    cfg = base_config(Protocol(task='detection', options=OPTIONS))
+    sets = check_protocol(cfg)
+    file = Path(sets['train'][0].ann_file)
+    content = json.loads(file.read_text())
+    lost = content['images'][0]['id']
+    content['annotations'] = [one for one in content['annotations'] if one['image_id'] != lost]
+    own = here / 'without.json'
+    own.write_text(json.dumps(content))
+    cfg.train_dataloader.dataset.dataset.ann_file = str(own)
+    found = search_config(cfg, check_protocol(cfg), 7)
+    assert found.val_evaluator.ann_file == str(own)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        train, val = (DATASETS.build(found[f'{split}_dataloader'].dataset) for split in ('train', 'val'))
+    images = [{one.get_data_info(place)['img_id'] for place in range(len(one))} for one in (train, val)]
+    assert not images[0] & images[1] and len(images[0] | images[1]) == 7
 
 
 @pytest.fixture
