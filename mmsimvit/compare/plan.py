@@ -29,6 +29,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 LAYOUTS = (('images/training', 'annotations/training', 'images/{}', 'annotations/{}', 'validation'),
            ('img_dir/train', 'ann_dir/train', 'img_dir/{}', 'ann_dir/{}', 'val'),
            ('train', 'trainannot', '{}', '{}annot', 'val'))
+RATE = 'rate.json'  # beside a backbone's trainings: the learning rate that was found for them
 SUFFIXES = ('.jpg', '.png', '.jpeg', '.tif', '.bmp')
 
 
@@ -483,6 +484,8 @@ def write_training(job: Job, cfg: Config, protocol: Protocol) -> Path:
         return path
     fit = job.candidate.fit
     assert fit is not None
+    if not job.searches and len(protocol.rates) > 1:
+        write_json(job.folder.with_name(RATE), job.rate)
     base = 'search.py' if job.searches else 'protocol.py'
     records = (job.folder / 'records.npz').as_posix()
     metric = dict(out_file=records)

@@ -25,7 +25,7 @@ from .metrics import (
     load_records,
     mean_iou,
 )
-from .plan import TASKS, Candidate, Job, Protocol
+from .plan import RATE, TASKS, Candidate, Job, Protocol
 from .queue import failure_of, is_done, result_of
 from .record import write_json
 from .statistics import DRAWS, Estimate, Measure, Replicates, draw_images, estimate, replicate
@@ -34,13 +34,22 @@ DETECTION_DRAWS = 500  # which each sorts out anew what was found
 
 
 def best_rates(jobs: Sequence[Job], protocol: Protocol, candidates: Sequence[Candidate]) -> dict[str, float]:
-    """For each backbone the learning rate with the best score in the search, where one ended; of equal ones the lowest."""
+    """For each backbone the learning rate with the best score in the search, when all of it is over; of equal ones the lowest.
+
+    One that a training was written with stays, whatever a search that failed gives when it is tried again.
+    """
     if len(protocol.rates) == 1:
         return {candidate.label: protocol.rates[0] for candidate in candidates if candidate.fit}
     score, found = TASKS[protocol.task].score, {}
     for candidate in candidates:
-        scores = {job.rate: result_of(job)['curve'][-1]['scores'][score] for job in jobs
-                  if job.candidate.label == candidate.label and is_done(job)}
+        mine = [job for job in jobs if job.candidate.label == candidate.label]
+        chosen = mine[0].folder.with_name(RATE) if mine else None
+        if chosen and chosen.is_file():
+            found[candidate.label] = json.loads(chosen.read_text())
+            continue
+        if not all(is_done(job) or failure_of(job) for job in mine):
+            continue
+        scores = {job.rate: result_of(job)['curve'][-1]['scores'][score] for job in mine if is_done(job)}
         known = {rate: value for rate, value in sorted(scores.items()) if not np.isnan(value)}
         if known:
             found[candidate.label] = max(known, key=known.__getitem__)

@@ -6,11 +6,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from mmsimvit.compare.fit import Fit
 from mmsimvit.compare.metrics import segmentation_record
-from mmsimvit.compare.plan import Candidate, Job, Protocol
+from mmsimvit.compare.plan import Candidate, Job, Protocol, write_training
 from mmsimvit.compare.report import COLOURS, pareto_front, write_report
 from mmsimvit.compare.results import best_rates, collect, write_results
 
@@ -91,9 +92,24 @@ def test_the_best_rate_is_taken(compared):
     one = Candidate('good', '', 'good', fit)
     jobs = [Job(one, out / f'runs/good/rate_{rate}', 20, rate, 0, searches=True) for rate in (1e-3, 2e-3)]
     assert best_rates(jobs, Protocol(rates=(1e-3, 2e-3)), [one]) == {'good': 2e-3}
-    assert best_rates(jobs[:1], Protocol(rates=(1e-3, 2e-3)), [one]) == {'good': 1e-3}  # the other failed
+    assert best_rates(jobs[:1], Protocol(rates=(1e-3, 2e-3)), [one]) == {'good': 1e-3}
     assert best_rates([], Protocol(rates=(5e-4, )), [one]) == {'good': 5e-4}
     assert results['backbones'][0]['at_end_of_grid']
+
+
+def test_a_rate_is_that_of_a_whole_search_and_stays(compared, tmp_path):
+    """None before all rates are tried; what a failed one gives later does not change that of trainings."""
+    _, out = compared
+    shutil.copytree(out / 'runs/good', tmp_path / 'good')
+    (tmp_path / 'good/rate_0.002/done.json').rename(tmp_path / 'later')
+    one, protocol = Candidate('good', '', 'good', Fit({}, None, [], {}, {})), Protocol(rates=(1e-3, 2e-3))
+    jobs = [Job(one, tmp_path / f'good/rate_{rate}', 20, rate, 0, searches=True) for rate in protocol.rates]
+    assert best_rates(jobs, protocol, [one]) == {}
+    (tmp_path / 'good/rate_0.002/failed.txt').write_text('out of memory')
+    assert best_rates(jobs, protocol, [one]) == {'good': 1e-3}
+    write_training(Job(one, tmp_path / 'good/seed_7', 20, 1e-3, 7), Config(), protocol)
+    (tmp_path / 'later').rename(tmp_path / 'good/rate_0.002/done.json')
+    assert best_rates(jobs, protocol, [one]) == {'good': 1e-3}
 
 
 def test_a_goal_is_reached_at_some_time(compared):
