@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..files import atomic_write
 from .results import flat_rows
@@ -38,7 +38,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
     """Write ``report.html`` from what ``results.json`` has, and from the predictions beside it."""
     page = Template(Path(__file__).with_suffix('.html').read_text(encoding='utf-8'))
     protocol = results['protocol']
-    title = f'{len(results["backbones"])} backbones, {protocol["task"]} on {Path(protocol["data"]).name}'
+    title = f'{len(results["backbones"])} backbones, {protocol["task"]} on {Path(protocol["data"]).resolve().name}'
     body = [f'<h1>{escape(title)}</h1>', _about(results), _failures(results)]
     if any('scores' in one for one in results['backbones']):
         body += [_summary(results), _charts(results), _pairs(results), _classes(results), _curves(results)]
@@ -65,7 +65,8 @@ def _about(results: dict[str, Any]) -> str:
 
 
 def _failures(results: dict[str, Any]) -> str:
-    told = [f'<p class="failed"><b>{escape(one["label"])}</b> {"was left out" if one["failed"] else "failed in part"}: '
+    told = [f'<p class="failed"><b>{escape(one["label"])}</b> '
+            f'{"was left out" if one["failed"] else "failed in part" if one["seeds"] else "failed"}: '
             f'{escape(one["failed"] or "; ".join(one["failures"]))}</p>'
             for one in results['backbones'] if one['failed'] or one['failures']]
     return '\n'.join(told)
@@ -141,8 +142,8 @@ def _label(figure: Figure, axes: Axes, labels: dict[str, tuple[float, float]], s
     for label, (x, y) in labels.items():
         for dx, dy, side in ((7, 5, 'left'), (7, -13, 'left'), (-7, 5, 'right'), (-7, -13, 'right'), (7, 17, 'left'),
                              (7, -25, 'left'), (-7, 17, 'right'), (-7, -25, 'right')):
-            text = axes.annotate(label, (x, y), (dx, dy), textcoords='offset points', ha=side, color=style[label][0],
-                                 fontsize=9.5, fontweight='bold')
+            text = axes.annotate(label.replace('$', r'\$'), (x, y), (dx, dy), textcoords='offset points', ha=side,
+                                 color=style[label][0], fontsize=9.5, fontweight='bold')
             box = text.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
             inside = box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 and box.y1 <= figure.bbox.height
             if inside and not any(box.overlaps(other) for other in taken) and not any(box.contains(*point) for point in points):
@@ -256,8 +257,8 @@ def _pairs(results: dict[str, Any]) -> str:
             row.append(f'<td class="{kind}">{said["value"]:+.2f}<br><span class="interval">{said["low"]:+.2f} to '
                        f'{said["high"]:+.2f}<br>{100 * said["probability"]:.0f} % better</span></td>')
         rows.append(row)
-    few = ' There is one seed each, so that the intervals are of the images alone.' if all(
-        len(one['seeds']) <= 1 for one in results['backbones']) else ''
+    single = [one['label'] for one in results['backbones'] if len(one['seeds']) == 1]
+    few = f' There is one seed of {escape(", ".join(single))}, whose chance the intervals leave out.' if single else ''
     return (f'<h2>Differences</h2>\n<p>{escape(score)} of the row less that of the column, its 95 % interval, and how probable '
             'it is that the row is better. Blue is better, orange worse, where the interval leaves out 0; where it holds 0, '
             f'this comparison does not say which is better.{few}</p>\n' + _table(['', *labels], rows, sortable=False))
@@ -342,7 +343,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
     if not folders or not results.get('palette'):
         return []
     palette = np.zeros((256, 3), np.uint8)
-    palette[:len(results['palette'])] = results['palette']
+    palette[:len(results['palette'])] = results['palette'][:256]
     palette[255] = 255
     paths = results['images']
 
@@ -350,7 +351,7 @@ def _pictures(results: dict[str, Any]) -> list[str]:
         return np.asarray(Image.open(folders[label] / f'{place:06d}{kind}.png'))
 
     def photo(place: int) -> np.ndarray:
-        return np.asarray(Image.open(paths[place]).convert('RGB'))
+        return np.asarray(ImageOps.exif_transpose(Image.open(paths[place])).convert('RGB'))  # as it is loaded
 
     first = next(iter(folders))
     body = ['<h2>What they see</h2>', '<p>The same images, evenly out of the validation set, with the annotation and the '

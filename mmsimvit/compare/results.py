@@ -7,12 +7,14 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config_files import PACKAGE
+from ..errors import DataError
 from ..files import atomic_write
 from ..stacks import installed_stack, name_of
 from .metrics import (
@@ -60,6 +62,10 @@ def _numbers(found: Estimate) -> dict[str, float]:
     return dict(found._asdict())
 
 
+def _reverse(found: Estimate) -> Estimate:
+    return Estimate(0. - found.value, 0. - found.high, 0. - found.low, 1. - found.probability)
+
+
 def _within(found: dict[str, float]) -> dict[str, float]:
     """Limits within 0 and 100 %, beyond which the stretch of few seeds may lie."""
     return {**found, **{name: min(max(found[name], 0.), 100.) for name in ('low', 'high')}}
@@ -96,6 +102,9 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
         info: ``metainfo`` of the data: its classes, and their palette if it has one.
         command: that made it.
         goal: a score to which seconds are told; the lowest of the backbones' if None.
+
+    Raises:
+        DataError: if trainings were validated on different images.
     """
     score, draws = TASKS[protocol.task].score, DETECTION_DRAWS if protocol.task == 'detection' else DRAWS
     measures: dict[str, Measure] = {}
@@ -108,6 +117,10 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
     if records:
         first = next(iter(records.values()))[0]
         images = first['image'].tolist()
+        for job, mine in ((job, mine) for label, some in records.items() for job, mine in zip(done[label], some)):
+            if mine['image'].tolist() != images:
+                raise DataError(f'{job.folder} was validated on other images than {done[next(iter(records))][0].folder}: the '
+                                'data were changed in between; start anew in another folder, with --out-dir')
         weights = draw_images(len(images), draws)
         measures = (SEGMENTATION if protocol.task == 'segmentation' else CLASSIFICATION if protocol.task == 'classification'
                     else detection_measures(first))
@@ -138,8 +151,10 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
         if label in scores:
             row['scores'] = {name: _within(_numbers(estimate(found))) for name, found in scores[label].items()}
             every = np.ones((1, len(images)))
-            row['classes'] = [[None if np.isnan(value) else float(value) for value in of_classes(one, every)[0]]
-                              for one in records[label]]
+            row['classes'] = []
+            for record in records[label]:
+                known = [None if np.isnan(value) else float(value) for value in of_classes(record, every)[0]]
+                row['classes'].append(known + [None] * (len(info['classes']) - len(known)))  # the last ones may have no image
             if protocol.task == 'segmentation':
                 row['image_scores'] = [None if np.isnan(value) else float(value)
                                        for value in mean_iou(records[label][0], np.eye(len(images)))]
@@ -148,9 +163,11 @@ def collect(protocol: Protocol, candidates: Sequence[Candidate], searches: Seque
         goal = min((row['scores'][score]['value'] for row in rows if 'scores' in row), default=None)
     for row in rows:
         row['seconds_to_goal'] = [_seconds_to(one['curve'], score, goal) for one in row['seeds']]
-    pairs = [dict(one=one, other=other, scores={name: _numbers(estimate(scores[one][name], scores[other][name]))
-                                                for name in measures})
-             for one in scores for other in scores if one != other]
+    pairs = []
+    for left, right in combinations(scores, 2):
+        found = {name: estimate(scores[left][name], scores[right][name]) for name in measures}
+        pairs += [dict(one=left, other=right, scores={name: _numbers(value) for name, value in found.items()}),
+                  dict(one=right, other=left, scores={name: _numbers(_reverse(value)) for name, value in found.items()})]
     return dict(command=command, commit=_commit(), versions=_versions(), protocol=protocol._asdict(), draws=draws, score=score,
                 classes=list(info['classes']), palette=palette(info), images=images, goal=goal,
                 environment=measured.get('environment'), size=measured.get('size'),

@@ -78,4 +78,5 @@ def estimate(one: Replicates, other: Replicates | None = None, seed: int = 0) ->
             chosen = random.integers(0, seeds, (seeds, draws))
             found += sign * stretch * (side.draws[chosen, np.arange(draws)].mean(0) - mean)
     low, high = np.nanpercentile(found, [100 * (1 - upper), 100 * upper])
+    found = found[~np.isnan(found)]  # a draw may have nothing that is annotated
     return Estimate(value, float(low), float(high), float((found > 0).mean() + (found == 0).mean() / 2))

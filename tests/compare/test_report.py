@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mmsimvit.compare.metrics import segmentation_record
 from mmsimvit.compare.plan import Candidate, Job, Protocol, write_training
 from mmsimvit.compare.report import COLOURS, pareto_front, write_report
 from mmsimvit.compare.results import best_rates, collect, write_results
+from mmsimvit.errors import DataError
 
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome') or shutil.which('chromium-browser')
 RIGHT = {'good': 0.9, 'same': 0.9, 'worse': 0.6}  # the share of pixels
@@ -83,7 +85,10 @@ def test_a_difference_is_found_and_the_same_is_not(compared):
     pairs = {(pair['one'], pair['other']): pair['scores']['mIoU'] for pair in results['pairs']}
     assert pairs['good', 'worse']['low'] > 20 and pairs['good', 'worse']['probability'] == 1
     assert pairs['good', 'same']['low'] < 0 < pairs['good', 'same']['high']
-    assert pairs['worse', 'good']['value'] == -pairs['good', 'worse']['value']
+    for one, other in (('good', 'worse'), ('good', 'same')):
+        there, back = pairs[one, other], pairs[other, one]
+        assert [back['value'], back['low'], back['high']] == [-there['value'], -there['high'], -there['low']]
+        assert there['probability'] + back['probability'] == pytest.approx(1)
 
 
 def test_the_best_rate_is_taken(compared):
@@ -110,6 +115,37 @@ def test_a_rate_is_that_of_a_whole_search_and_stays(compared, tmp_path):
     write_training(Job(one, tmp_path / 'good/seed_7', 20, 1e-3, 7), Config(), protocol)
     (tmp_path / 'later').rename(tmp_path / 'good/rate_0.002/done.json')
     assert best_rates(jobs, protocol, [one]) == {'good': 1e-3}
+
+
+def test_images_that_were_changed_in_between_are_refused(compared, tmp_path):
+    """Or scores of different images would be paired."""
+    _, out = compared
+    shutil.copytree(out / 'runs/good', tmp_path / 'good')
+    with np.load(tmp_path / 'good/seed_1/records.npz') as content:
+        records = dict(content)
+    records['image'] = records['image'][::-1]
+    np.savez(tmp_path / 'good/seed_1/records.npz', **records)
+    one = Candidate('good', '', 'good', Fit({}, None, [], {}, {}))
+    jobs = [Job(one, tmp_path / f'good/seed_{seed}', 20, 2e-3, seed) for seed in (0, 1)]
+    with pytest.raises(DataError, match='good/seed_1 was validated on other images than .*good/seed_0'):
+        collect(Protocol(rates=(2e-3, )), [one], [], jobs, {}, INFO, '')
+
+
+def test_a_classifier_whose_last_class_has_no_validation_image(tmp_path):
+    records = dict(right=np.array([True, False]), label=np.array([0, 1]), cross_entropy=np.ones(2),
+                   confidence=np.ones((2, 3, 15)), image=np.array(['a', 'b']))
+    np.savez(tmp_path / 'records.npz', **records)
+    curve = [dict(iteration=20, seconds=4., scores=dict(accuracy=50.))]
+    (tmp_path / 'done.json').write_text(json.dumps(dict(
+        seconds=4., iterations=20, images_per_second=40., peak_bytes=None, curve=curve)))
+    one = Candidate('$a_b$', '', 'one', Fit({}, None, [], {}, {}))
+    protocol = Protocol(task='classification', data='.', rates=(2e-3, ))
+    results = collect(protocol, [one], [], [Job(one, tmp_path, 20, 2e-3, 0)], {}, dict(classes=('x', 'y', 'z')), '')
+    assert results['backbones'][0]['classes'] == [[100., 0., None]]
+    write_report(results, tmp_path)
+    text = (tmp_path / 'report.html').read_text()
+    assert '<td data-value="z">z</td><td data-value="">' in text and '$a_b$' in text
+    assert f'1 backbones, classification on {Path.cwd().name}' in text
 
 
 def test_a_goal_is_reached_at_some_time(compared):

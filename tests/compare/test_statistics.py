@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from mmsimvit.compare.statistics import draw_images, estimate, replicate
+from mmsimvit.compare.statistics import Replicates, draw_images, estimate, replicate
 
 
 def mean(records, weights):
@@ -49,6 +49,11 @@ def test_the_same_trainings_differ_by_nothing():
     one = replicate(trainings(random, random.normal(0, 1, 30), 3, 0.1, 0.1), mean, draw_images(30))
     found = estimate(one, one)
     assert found.value == 0 and found.low < 0 < found.high and found.probability == pytest.approx(0.5, abs=0.05)
+
+
+def test_draws_of_nothing_are_no_losses():
+    draws = np.array([[1., 2., np.nan, 3.]])
+    assert estimate(Replicates(np.array([2.]), draws)).probability == 1
 
 
 def test_few_seeds_give_a_wider_interval():
