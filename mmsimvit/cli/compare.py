@@ -6,7 +6,6 @@ what it costs, and write results.json, results.csv and report.html with interval
 The same command goes on where an interrupted one was, and adds what is new: a backbone, a seed. What is done is not run again.
 """
 import argparse
-import json
 import shlex
 import sys
 import warnings
@@ -27,8 +26,10 @@ from ..compare.plan import (
     check_budget,
     check_protocol,
     first_reason,
+    note_backbones,
     note_protocol,
     read_candidates,
+    read_json,
     search_config,
     search_jobs,
     seed_jobs,
@@ -109,6 +110,7 @@ class Comparison:
     """A comparison as its command line has it: looked at, with its configs for all written.
 
     Raises:
+        ConfigError: without SciPy.
         UserError: for what would end a training, before one is begun.
     """
 
@@ -122,8 +124,8 @@ class Comparison:
             iterations=None if args.minutes is not None else args.iterations, minutes=args.minutes,
             rates=tuple(args.rates), batch_size=args.batch_size, crop_size=args.crop_size,
             evaluations=args.evaluations, search_images=args.search_images, validation=args.validation,
-            reduce_zero_label=args.reduce_zero_label, workers=args.workers, options=args.cfg_options)
-        check_budget(self.protocol, args.seeds)
+            reduce_zero_label=args.reduce_zero_label, workers=args.workers, amp=args.amp, options=args.cfg_options)
+        check_budget(self.protocol, args.seeds, args.sizes)
         self.cfg = base_config(self.protocol)
         sets = check_protocol(self.cfg)
         given = unwrap_dataset(self.cfg.val_dataloader.dataset)[0].get('metainfo') or {}
@@ -134,42 +136,47 @@ class Comparison:
         for candidate in self.candidates:
             if not candidate.fit:
                 print(f'{candidate.label} is left out: {candidate.reason}', file=sys.stderr)
+        self.measured = self._read_measured()
+        self.search = search_config(self.cfg, sets, self.protocol.search_images) if len(self.protocol.rates) > 1 else None
         note_protocol(self.out, self.protocol)
         write_protocol(self.out, 'protocol.py', self.cfg)
-        self.search = search_config(self.cfg, sets, self.protocol.search_images) if len(self.protocol.rates) > 1 else None
         if self.search:
             write_protocol(self.out, 'search.py', self.search)
-        self.measured = self._read_measured()
+        note_backbones(self.out, self.candidates)
 
     def _read_measured(self) -> dict[str, Any]:
         path = self.out / 'measured.json'
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def measure(self) -> None:
         """Count and time all backbones, unless that is done."""
         if {one.label for one in self.candidates if one.fit} <= set(self.measured.get('backbones', {})):
             return
-        size = train_size(self.protocol, self.cfg)
+        size, known = train_size(self.protocol, self.cfg), self._iterations_in_minutes()
         self.measured = measure_candidates(self.candidates, self.cfg.default_scope, size, self.protocol.batch_size,
                                            self.args.rounds, show_progress)
         show_progress('')
+        if self.protocol.minutes:  # those of a backbone stay when another is added, and all are timed again
+            self.measured['iterations'] = known
         write_json(self.out / 'measured.json', self.measured)
 
     @property
     def running(self) -> list[Candidate]:
         """The backbones that can run, as far as is known."""
         costs = self.measured.get('backbones', {})
-        return [one for one in self.candidates if one.fit and not costs.get(one.label, {}).get('failed')]
+        return [one for one in self.candidates if one.fit and not costs.get(one.label, {}).get('failed')
+                and (self.protocol.iterations or one.label in costs)]
 
     def iterations(self) -> dict[str, int]:
         """Of each training, by the backbone's label."""
         if self.protocol.iterations:
             return {one.label: self.protocol.iterations for one in self.running}
-        found = {}
-        for one in self.running:
-            seconds = quartiles(self.measured['backbones'][one.label][TRAINING])[1]
-            found[one.label] = max(1, round(60 * (self.protocol.minutes or 0) / seconds))
-        return found
+        return self._iterations_in_minutes()
+
+    def _iterations_in_minutes(self) -> dict[str, int]:
+        found = {label: max(1, round(60 * (self.protocol.minutes or 0) / quartiles(costs[TRAINING])[1]))
+                 for label, costs in self.measured.get('backbones', {}).items() if TRAINING in costs}
+        return {**found, **self.measured.get('iterations', {})}
 
     def seconds(self) -> dict[str, float]:
         """Of an iteration, by the backbone's label."""

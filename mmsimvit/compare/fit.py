@@ -1,14 +1,18 @@
 """A backbone in a model whose heads are given: its maps are looked for, and the heads are fitted to them."""
 import copy
 import inspect
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.registry import MODELS, DefaultScope
 
+from ..backbones import Backbone
 from ..dry_run import DryRun, dry_run
-from ..errors import ModelError
+from ..errors import CheckpointError, ModelError
 from ..fitting import Fitter, build
 from ..swap import find_maps
+from ..weights import load_file
+from ..weights.matching import match_checkpoint
 
 REFERENCE = dict(type='SimViT', arch='micro', drop_path_rate=0.)  # in whose place the backbones are put
 WIDTHS = [32, 64, 160, 256]
@@ -109,6 +113,26 @@ def find_settings(backbone: dict, scope: str) -> tuple[dict, list[tuple[int, int
         raise ModelError(f'{backbone["type"]} gives no maps (channels, height, width): {" ".join(reason.split())}')
     asked, seen = max(found, key=lambda one: len(STRIDES & set(one[1].strides)))  # the first of those
     return {**backbone, **asked}, list(zip(seen.widths, seen.strides))
+
+
+def check_weights(backbone: dict, scope: str) -> None:
+    """Look whether a backbone takes the weights that it is to start from, which stock ones leave in silence where they misfit.
+
+    Ours say so themselves. Files that are not here are left to the training.
+
+    Raises:
+        CheckpointError: if none of its parameters is in them, or some are there in another shape.
+    """
+    path = (backbone.get('init_cfg') or {}).get('checkpoint', '')
+    if not Path(path).is_file():
+        return
+    module: Any = build({**backbone, 'init_cfg': None}, scope)
+    if isinstance(module, Backbone):
+        return
+    found = match_checkpoint(module, load_file(path))
+    found.check_any(path, module)
+    if found.reshaped:
+        raise CheckpointError(f'checkpoint {path} is of another variant of {backbone["type"]}: {found.problems()}')
 
 
 def fit_backbone(reference: dict, backbone: dict, scope: str) -> Fit:

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from ..analysis.benchmark.candidates import read_backbone
+from ..analysis.benchmark.candidates import PEERS, read_backbone
 from ..config_files import find_config
 from ..datasets import check_data
 from ..datasets.unwrap import unwrap_dataset
@@ -20,7 +20,7 @@ from ..errors import ConfigError, DataError, ModelError, UserError
 from ..files import atomic_write
 from ..fitting import walk
 from ..swap import render
-from .fit import Fit, complete, fit_backbone, reference_model
+from .fit import Fit, check_weights, complete, fit_backbone, reference_model
 from .record import write_json
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -29,6 +29,7 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 LAYOUTS = (('images/training', 'annotations/training', 'images/{}', 'annotations/{}', 'validation'),
            ('img_dir/train', 'ann_dir/train', 'img_dir/{}', 'ann_dir/{}', 'val'),
            ('train', 'trainannot', '{}', '{}annot', 'val'))
+LONGEST = 200  # name of a folder, in bytes
 RATE = 'rate.json'  # beside a backbone's trainings: the learning rate that was found for them
 SUFFIXES = ('.jpg', '.png', '.jpeg', '.tif', '.bmp')
 
@@ -68,6 +69,7 @@ class Protocol(NamedTuple):
     validation: str | None = None  # the folder of that name, such as test
     reduce_zero_label: bool | None = None
     workers: int = 1
+    amp: bool = False
     options: dict[str, Any] = {}  # settings that replace those of the config for all
 
 
@@ -111,7 +113,14 @@ def base_config(protocol: Protocol) -> Config:
     if not (heads / f'{head}.py').is_file():
         raise ConfigError(f'there is no head {head}; it must be one of {", ".join(sorted(p.stem for p in heads.glob("*.py")))}')
     model = Config.fromfile(heads / f'{head}.py')._cfg_dict.to_dict()['model']
+    kind = {'EncoderDecoder': 'segmentation', 'ImageClassifier': 'classification'}.get(model['type'], 'detection')
+    if kind != protocol.task:
+        raise ConfigError(f'head {head} is one of {kind}, and this comparison is one of {protocol.task}; name another with '
+                          '--head or --task')
     with_masks = bool((model.get('roi_head') or {}).get('mask_head'))
+    if (protocol.validation or protocol.reduce_zero_label is not None) and not Path(protocol.data).is_dir():
+        raise ConfigError(f'--validation and --reduce-zero-label are for folders of data; {protocol.data} says itself what is '
+                          'validated on')
     if Path(protocol.data).is_dir():
         data = (folder_data(protocol) if task.scope == 'mmseg' else coco_data(protocol, with_masks) if task.scope == 'mmdet'
                 else class_data(protocol))
@@ -154,7 +163,9 @@ def base_config(protocol: Protocol) -> Config:
         cfg[name] = ConfigDict({**cfg.get(name, {}), **value}) if name == 'default_hooks' else value
     model['data_preprocessor'].update(mean=MEAN, std=STD)
     if task.scope == 'mmseg':
-        model['data_preprocessor']['size'] = train_size(protocol, cfg)
+        sized = copy.deepcopy(cfg)
+        sized.merge_from_dict({key: value for key, value in protocol.options.items() if key.startswith('train_dataloader.')})
+        model['data_preprocessor']['size'] = train_size(protocol, sized)
     elif task.scope == 'mmpretrain':  # a short training: neither mixup nor smoothed labels
         model['train_cfg'] = None
         model['head']['loss'] = dict(type='CrossEntropyLoss')
@@ -299,15 +310,22 @@ def _classes(root: Path, parts: dict[str, tuple[str, str]], suffix: str, zero: b
         from ..datasets import CLASSES
         return ('background', *CLASSES)
     if (root / 'classes.txt').is_file():
-        return tuple(line.strip() for line in (root / 'classes.txt').read_text().splitlines() if line.strip())
+        try:
+            text = (root / 'classes.txt').read_text(encoding='utf-8-sig')
+        except UnicodeDecodeError as error:
+            raise DataError(f'{root / "classes.txt"} is no text in UTF-8; save it as that') from error
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
     if is_ade:
         from mmseg.datasets import ADE20KDataset
         return tuple(ADE20KDataset.METAINFO['classes'])
     highest = 0
     for _, maps in parts.values():
         for path in (root / maps).glob(f'*{suffix}'):
-            with Image.open(path) as image:
-                values = np.unique(np.asarray(image))
+            try:
+                with Image.open(path) as image:
+                    values = np.unique(np.asarray(image))
+            except (OSError, SyntaxError) as error:
+                raise DataError(f'label map {path} cannot be read; replace it, or take it out of the data') from error
             highest = max([highest, *values[values != 255].tolist()])
     return tuple(f'class {number}' for number in range(highest + (0 if zero else 1)))
 
@@ -400,7 +418,7 @@ def read_candidates(words: Sequence[str], cfg: Config) -> list[Candidate]:
         cfg: the config for all.
 
     Raises:
-        ConfigError: if two have one label.
+        ConfigError: if two have one label, or one has a label that no folder can have.
     """
     scope, reference = cfg.default_scope, cfg.model.to_dict()
     import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
@@ -411,6 +429,9 @@ def read_candidates(words: Sequence[str], cfg: Config) -> list[Candidate]:
         word = given[named.end():] if named else given
         label = named[1] if named else word
         folder = re.sub(r'[^\w.+-]+', '_', label).strip('_')
+        if not folder.strip('.') or len(folder.encode()) > LONGEST:
+            raise ConfigError(f'no folder can be called {label[:100]!r}, as its trainings would be; name it by letters '
+                              f'and digits, at most {LONGEST}: LABEL={word[:100]}')
         if any(folder == other.folder for other in found):
             raise ConfigError(f'two backbones are called {label}; name one of them otherwise: OTHER={word}')
         imports: tuple[str, ...] = ()
@@ -418,7 +439,13 @@ def read_candidates(words: Sequence[str], cfg: Config) -> list[Candidate]:
             if word.partition(':')[0].split(',')[0].endswith('.py'):
                 custom = Config.fromfile(find_config(word.split(',')[0])).get('custom_imports') or {}
                 imports = tuple(custom.get('imports') or ())
-            fit = fit_backbone(reference, complete(read_backbone(word), scope), scope)
+            settings = read_backbone(word)
+            if re.split('[:,]', word)[0] in PEERS:  # which are there as their libraries train them, from pretrained weights
+                for name in ('norm_eval', 'drop_path_rate'):
+                    if f',{name}=' not in word:
+                        settings.pop(name, None)
+            fit = fit_backbone(reference, complete(settings, scope), scope)
+            check_weights(fit.model['backbone'], scope)
         except Exception as error:  # of any kind, for the others go on
             reason = ' '.join(str(error).split()) or type(error).__name__
             found.append(Candidate(label, word, folder, None, reason if isinstance(error, (UserError, ValueError)) else
@@ -447,13 +474,45 @@ def note_protocol(out: Path, protocol: Protocol) -> None:
     """
     path, given = out / 'protocol.json', json.loads(json.dumps(protocol._asdict()))
     if path.is_file():
-        before = json.loads(path.read_text())
-        other = [f'{key} {before.get(key)}, not {value}' for key, value in given.items() if before.get(key) != value]
+        before = {**json.loads(json.dumps(Protocol()._asdict())), **read_json(path)}
+        other = [f'{key} {before[key]}, not {value}' for key, value in given.items() if before[key] != value]
         if other:
             raise ConfigError(f'{out} holds a comparison of other settings: {"; ".join(other)}; name another folder with '
                               '--out-dir')
         return
     write_json(path, given)
+
+
+def note_backbones(out: Path, candidates: Sequence[Candidate]) -> None:
+    """Write what each backbone is, or compare it with what was trained under its name.
+
+    Raises:
+        ConfigError: if that was another.
+    """
+    for candidate in candidates:
+        if candidate.fit:
+            path = out / 'runs' / candidate.folder / 'backbone.json'
+            model = json.loads(json.dumps(candidate.fit.model, default=str))
+            if not path.is_file():
+                write_json(path, model)
+            elif read_json(path) != model:
+                raise ConfigError(f'{path.parent} is of another backbone that was called {candidate.label}; give this one '
+                                  f'another name, OTHER={candidate.word}, or name another folder with --out-dir')
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that an earlier run wrote.
+
+    Raises:
+        ConfigError: if it is another's.
+    """
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f'{path} is not of a comparison; take it away, or name another folder with --out-dir')
+    return found
 
 
 def write_protocol(out: Path, name: str, cfg: Config) -> None:
@@ -526,20 +585,31 @@ def seed_jobs(out: Path, candidates: Sequence[Candidate], rates: dict[str, float
                           rates[candidate.label], seed, keeps=seed == seeds[0])
 
 
-def check_budget(protocol: Protocol, seeds: Sequence[int]) -> None:
+def check_budget(protocol: Protocol, seeds: Sequence[int], sizes: Sequence[float] = ()) -> None:
     """Compare numbers with what they must be.
+
+    Args:
+        protocol: has most.
+        seeds: of the trainings.
+        sizes: factors of the test images.
 
     Raises:
         ConfigError: for a budget, a rate or the like that is none.
     """
     budget = protocol.minutes if protocol.minutes is not None else protocol.iterations
     name = 'minutes' if protocol.minutes is not None else 'iterations'
-    if not budget or budget <= 0:
+    if not budget or not 0 < budget < np.inf:
         raise ConfigError(f'the budget must be above 0, got --{name} {budget}')
-    if not protocol.rates or min(protocol.rates) <= 0:
-        raise ConfigError(f'--rates must be above 0, got {" ".join(map(str, protocol.rates))}')
-    if len(set(seeds)) < max(1, len(seeds)) or not seeds:
-        raise ConfigError(f'--seeds must be one or more different numbers, got {" ".join(map(str, seeds))}')
+    for name, values in (('rates', protocol.rates), ('sizes', sizes)):
+        if not all(0 < value < np.inf for value in values):
+            raise ConfigError(f'--{name} must be above 0, got {" ".join(map(str, values))}')
+    if len({f'{rate:g}' for rate in protocol.rates}) < max(1, len(protocol.rates)):
+        raise ConfigError('--rates must be one or more numbers that differ in six digits, got '
+                          f'{" ".join(map(str, protocol.rates))}')
+    if len(set(seeds)) < max(1, len(seeds)) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ConfigError(f'--seeds must be one or more different numbers from 0 on, got {" ".join(map(str, seeds))}')
+    if protocol.workers < 0:
+        raise ConfigError(f'--workers must be 0 or more, got {protocol.workers}')
 
 
 def first_reason(candidates: Sequence[Candidate]) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
-from mmsimvit.cli.compare import main
+from mmsimvit.cli.compare import Comparison, main, parse_args
 from mmsimvit.compare.plan import Protocol, base_config, check_protocol, read_candidates, search_config
 from mmsimvit.dry_run import dry_run
 from mmsimvit.fitting import build
@@ -147,6 +148,13 @@ def spoil(root, how):
     elif how == 'empty':
         for path in [*(root / 'img_dir/val').iterdir(), *(maps / 'val').iterdir()]:
             path.unlink()
+    elif how == 'few':
+        for path in root.glob('*/train/[2-9].png'):
+            path.unlink()
+    elif how == 'no map':
+        (maps / 'val/3.png').write_text('')
+    elif how == 'no text':
+        (root / 'classes.txt').write_bytes('Gebäude\nStraße\n'.encode('latin-1'))
     elif how == 'layout':
         maps.rename(root / 'masks')
 
@@ -160,6 +168,19 @@ def spoil(root, how):
     ('', ['--iterations', '0'], 'the budget must be above 0, got --iterations 0'),
     ('', ['--minutes', '0'], 'the budget must be above 0, got --minutes 0'),
     ('', ['--rates', '0'], '--rates must be above 0'),
+    ('', ['--rates', 'nan'], '--rates must be above 0, got nan'),
+    ('', ['--rates', '1e-3', '0.001'], '--rates must be one or more numbers that differ'),
+    ('', ['--minutes', 'inf'], 'the budget must be above 0, got --minutes inf'),
+    ('', ['--seeds', '-1'], '--seeds must be one or more different numbers from 0 on'),
+    ('', ['--sizes', '0.5', '0'], '--sizes must be above 0, got 0.5 0.0'),
+    ('', ['--workers', '-1'], '--workers must be 0 or more'),
+    ('', ['--head', 'retinanet'], 'head retinanet is one of detection, and this comparison is one of segmentation'),
+    ('', ['--data', 'shapes', '--validation', 'test'], '--validation and --reduce-zero-label are for folders of data'),
+    ('', ['..=SimViT:tiny'], "no folder can be called '..'"),
+    ('', [f'{"L" * 300}=SimViT:tiny'], 'no folder can be called'),
+    ('few', ['--rates', '1e-3', '2e-3'], 'too few to search a learning rate with'),
+    ('no map', [], 'label map'),
+    ('no text', [], 'classes.txt is no text in UTF-8'),
     ('', ['--seeds', '1', '1'], '--seeds must be one or more different numbers'),
     ('', ['--head', 'fpnn'], 'there is no head fpnn; it must be one of'),
     ('', ['--validation', 'dev'], 'img_dir/dev does not exist'),
@@ -170,7 +191,79 @@ def test_bad_input_ends_in_one_line_before_a_training(how, more, said, camvid):
     found = refusal(main, 'SimViT:micro', *more, *([] if '--data' in more else ['--data', camvid]), '--out-dir', 'out',
                     cwd=camvid.parent)
     assert said in found and '\n' not in found.strip()
-    assert not (camvid.parent / 'out/runs').exists()
+    assert [path.name for path in camvid.parent.glob('out/*') if path.name != '.lock'] == []
+
+
+@pytest.mark.parametrize('name', ['protocol.json', 'measured.json'])
+@pytest.mark.parametrize('content', ['no JSON', '[1]'])
+def test_a_foreign_file_is_told(name, content, camvid):
+    (camvid.parent / 'out').mkdir()
+    (camvid.parent / 'out' / name).write_text(content)
+    assert refusal(main, 'SimViT:micro', '--data', camvid, '--out-dir', 'out', cwd=camvid.parent) == (
+        f'error: out/{name} is not of a comparison; take it away, or name another folder with --out-dir')
+
+
+@pytest.mark.full
+def test_a_name_stays_with_its_backbone(camvid):
+    """Or its trainings would be told of another."""
+    given = ['--data', camvid, '--out-dir', camvid.parent / 'out', '--rates', '1e-3', '--plan']
+    main([*map(str, ('r=mmdet.ResNet:18', *given))])
+    main([*map(str, ('r=mmdet.ResNet,depth=18', *given))])  # the same
+    said = refusal(main, 'r=mmdet.ResNet:34', *given, cwd=camvid.parent)
+    assert 'runs/r is of another backbone that was called r; give this one another name, OTHER=mmdet.ResNet:34' in said
+    refused = refusal(main, 'r=mmdet.ResNet:18', *given, '--amp', cwd=camvid.parent)
+    assert 'holds a comparison of other settings: amp False, not True' in refused
+    content = json.loads((camvid.parent / 'out/protocol.json').read_text())
+    del content['amp']  # as if an earlier version had written it
+    (camvid.parent / 'out/protocol.json').write_text(json.dumps(content))
+    main([*map(str, ('r=mmdet.ResNet:18', *given))])
+
+
+@pytest.mark.full
+def test_minutes_give_a_backbone_the_same_iterations_when_another_is_added(camvid, monkeypatch):
+    """All are timed again then, in turns; before that a report has nothing to tell."""
+    given = ['--data', camvid, '--out-dir', camvid.parent / 'out', '--rates', '1e-3', '--seeds', '0', '--minutes', '1']
+    assert main([*map(str, ('SimViT:micro', *given, '--report'))])['unfinished'] == []
+    for seconds, backbones in ((0.5, ['SimViT:micro']), (0.6, ['SimViT:micro', 'r=mmdet.ResNet:18'])):
+        def measure(candidates, *_, seconds=seconds):
+            costs = dict(training=[seconds], model=[seconds], backbone=[seconds], parameters=1, macs=1, backbone_parameters=1,
+                         backbone_macs=1, saved_bytes=1, peak_bytes=1, peak_bytes_inference=1)
+            return dict(backbones={one.label: costs for one in candidates})
+
+        monkeypatch.setattr('mmsimvit.cli.compare.measure_candidates', measure)
+        main([*map(str, (*backbones, *given, '--plan'))])
+    configs = {path.parent.parent.name: Config.fromfile(path) for path in (camvid.parent / 'out').glob('runs/*/*/config.py')}
+    assert {name: cfg.train_cfg.max_iters for name, cfg in configs.items()} == {'SimViT_micro': 120, 'r': 100}
+    results = json.loads((camvid.parent / 'out/results.json').read_text())
+    assert results['unfinished'] == ['SimViT:micro, rate 0.001, seed 0', 'r, rate 0.001, seed 0']
+    monkeypatch.undo()
+    known = Comparison(parse_args([*map(str, ('SimViT:micro', *given))])).iterations()
+    assert known['SimViT:micro'] == 120
+
+
+def test_short_names_are_trained_as_others(here):
+    found = {one.label: one.fit.model['backbone'] for one in read_candidates(
+        ['resnet-50', 'swin-t', 'own=swin-t,drop_path_rate=0.1'], base_config(Protocol(options=OPTIONS)))}
+    assert found['resnet-50']['norm_eval'] is False
+    assert found['swin-t']['drop_path_rate'] == 0 and found['own']['drop_path_rate'] == 0.1
+
+
+def test_weights_of_another_model_are_told(here, tmp_path):
+    """Of which stock backbones say nothing: they would be compared with random weights."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save(MODELS.build(dict(type='ResNet', depth=18)).state_dict(), tmp_path / 'r18.pth')
+    torch.save(dict(state_dict={'stem.weight': torch.zeros(3)}), tmp_path / 'other.pth')
+    cfg = base_config(Protocol(options=OPTIONS))
+    good, deeper, other = read_candidates(
+        [f'a=mmdet.ResNet:18,pretrained={tmp_path}/r18.pth', f'b=mmdet.ResNet:50,pretrained={tmp_path}/r18.pth',
+         f'c=mmdet.ResNet:18,pretrained={tmp_path}/other.pth'], cfg)
+    assert good.fit and not deeper.fit and not other.fit
+    assert 'r18.pth is of another variant of mmdet.ResNet' in deeper.reason
+    assert 'other.pth gives none of the' in other.reason
+
+
+def test_images_are_not_padded_to_a_size_that_an_option_changes(here):
+    assert base_config(Protocol(options=OPTIONS)).model.data_preprocessor.size == (64, 64)
 
 
 @pytest.mark.parametrize(('word', 'said'), [
