@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -274,7 +275,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         else:
             comparison.run_stage(args.stage, args.number, options)
         return None
-    with alone_in(args.out_dir):
+    with nullcontext() if args.report else alone_in(args.out_dir):  # a report may be made while others train
         comparison = Comparison(args)
         if args.plan:
             if not comparison.protocol.iterations:

@@ -233,9 +233,10 @@ def _search(results: dict[str, Any]) -> str:
 def _curves(results: dict[str, Any]) -> str:
     edge = [one['label'] for one in results['backbones'] if one['at_end_of_grid'] and one['seeds']]
     note = (f' The best rate of {escape(", ".join(edge))} is at an end of the grid: a wider one may give more.' if edge else '')
-    return ('<h2>How they learnt</h2>\n<p>A line for each seed. A curve that still rises at its end has not had its time. The '
-            'last picture is the search of the learning rate, on a part of the training set.' + note
-            + '</p>\n<div class="charts">'
+    search = ' The last picture is the search of the learning rate, on a part of the training set.' + note if any(
+        one['search'] for one in results['backbones']) else ''
+    return ('<h2>How they learnt</h2>\n<p>A line for each seed. A curve that still rises at its end has not had its time.'
+            f'{search}</p>\n<div class="charts">'
             + _curve(results, 'iteration', 'iteration') + _curve(results, 'seconds', 'seconds of training') + _search(results)
             + '</div>')
 

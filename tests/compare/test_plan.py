@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmsimvit.cli.compare import Comparison, main, parse_args
 from mmsimvit.compare.plan import Protocol, base_config, check_protocol, read_candidates, search_config
+from mmsimvit.compare.queue import alone_in
 from mmsimvit.dry_run import dry_run
 from mmsimvit.fitting import build
 from tests.conftest import refusal
@@ -114,6 +115,12 @@ def camvid(tmp_path):
             Image.fromarray(random.integers(0, 255, (48, 64, 3), np.uint8)).save(root / 'img_dir' / split / f'{number}.png')
             Image.fromarray(random.integers(0, 3, (48, 64), np.uint8)).save(root / 'ann_dir' / split / f'{number}.png')
     return root
+
+
+def test_a_report_is_made_while_others_train(here, tmp_path):
+    with alone_in(tmp_path):
+        results = main(words(str(tmp_path), 'SimViT:micro', '--report'))
+    assert len(results['unfinished']) == 3 and 'SimViT:micro' in (tmp_path / 'report.html').read_text()
 
 
 def test_folders_in_three_layouts(camvid):
