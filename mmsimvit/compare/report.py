@@ -272,9 +272,10 @@ def _classes(results: dict[str, Any]) -> str:
     means = [[_mean([seed[place] for seed in one['classes']]) for one in some] for place in range(len(results['classes']))]
     rows = []
     for name, values in zip(results['classes'], means):
-        best = max((value for value in values if value is not None), default=None)
-        cells = [_cell(value, NONE if value is None else f'{value:.1f}', 'best' if value is not None and value == best else '')
-                 for value in values]
+        shown = [NONE if value is None else f'{value:.1f}' for value in values]
+        best = max((value for value in values if value is not None), default=0.)
+        told = f'{best:.1f}' if len(set(shown)) > 1 else ''  # of equal ones, none is the best
+        cells = [_cell(value, text, 'best' if text == told else '') for value, text in zip(values, shown)]
         rows.append([_cell(name, escape(name)), *cells])
     kind = {'segmentation': 'IoU', 'detection': 'AP', 'classification': 'accuracy'}[results['protocol']['task']]
     return (f'<h2>Classes</h2>\n<p>{kind} of each class in per cent, mean over the seeds; the best is bold.</p>\n'

@@ -13,7 +13,7 @@ from PIL import Image
 from mmsimvit.compare.fit import Fit
 from mmsimvit.compare.metrics import segmentation_record
 from mmsimvit.compare.plan import Candidate, Job, Protocol, write_training
-from mmsimvit.compare.report import COLOURS, pareto_front, write_report
+from mmsimvit.compare.report import COLOURS, _classes, pareto_front, write_report
 from mmsimvit.compare.results import best_rates, collect, write_results
 from mmsimvit.errors import DataError
 
@@ -193,3 +193,9 @@ def test_a_browser_shows_and_sorts_it(compared, tmp_path):
         assert told['requests'] == [] and told['images'] and told['width'] <= 0
         assert told['descending'][2:] == ['worse', 'bad'] and told['ascending'][0] == 'worse'
         assert told['ascending'][3] == 'bad' and told['sort'] == 'ascending'  # what has no number stays last
+
+
+def test_of_equal_classes_none_is_the_best():
+    rows = [dict(label=label, classes=[[0., score]]) for label, score in (('one', 1.), ('other', 2.))]
+    text = _classes(dict(classes=['tree', 'car'], protocol=dict(task='segmentation'), backbones=rows))
+    assert re.findall(r"class='best'>([\d.]+)", text) == ['2.0']
